@@ -1,6 +1,6 @@
-//! What must hold when a process dies or the link is cut, with real processes and real guests.
+//! Fault cases with real processes and real guests: a process dies or the link is cut.
 //!
-//! The numbers are those of the fault catalogue. Each case ends with the same look at everything:
+//! The numbers are those of the fault catalogue. Each case ends with the same checks:
 //! [`towpath_tests::verdict`].
 #![allow(
     clippy::print_stdout,

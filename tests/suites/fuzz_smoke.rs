@@ -1,4 +1,4 @@
-//! A short run of every fuzz target on the stable compiler; the seed is printed and can be given.
+//! A short run of every fuzz target on the stable compiler; the seed is printed and can be set.
 #![forbid(unsafe_code)]
 
 use std::num::NonZero;
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use towpath_fuzz::{TARGETS, smoke};
 
-/// Inputs in one go, between two looks at the clock.
+/// Inputs per batch; the clock is checked between batches.
 const BATCH: usize = 500;
 
-/// Fewest inputs for each target, however slow the machine is.
+/// Least batches for each target, however slow the machine is.
 const BATCHES_MIN: u64 = 4;
 
-/// Time for each target: all of them together stay under a quarter of a minute.
+/// Seconds for each target: all of them together stay under a quarter of a minute.
 const TARGET_SECONDS: u64 = 2;
 
 fn first_seed() -> u64 {
@@ -53,7 +53,7 @@ fn no_parser_of_foreign_bytes_panics() {
     });
 }
 
-/// How many inputs a target was given, and how many of them it took for good.
+/// Runs a target; returns how many inputs it was given, and how many of them it accepted.
 fn fuzz(name: &str, entry: fn(&[u8]) -> bool) -> (usize, usize) {
     let begun = Instant::now();
     let (mut inputs, mut good) = (0, 0);

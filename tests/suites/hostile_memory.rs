@@ -1,6 +1,7 @@
-//! What a mebibyte of hostile bytes costs each parser: at most 16 MiB and a second, whatever stands in it.
+//! The cost of a mebibyte of hostile bytes for each parser: at most 16 MiB and a second, whatever
+//! they are.
 //!
-//! A suite of its own with one test, because the peak of a process is measured.
+//! A suite of its own with one test, because it measures the peak of the process.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -10,23 +11,25 @@ use towpath_fuzz::{AS_IT_IS, Entry, IN_A_FRAME, TARGETS, large, seeds};
 
 const INPUT_BYTES: usize = 1 << 20;
 
-/// Most that an input may cost, its own copy in an envelope included.
+/// The most that an input may cost, including its copy in an envelope.
 const COST_BYTES_MAX: u64 = 16 << 20;
 
-/// The same of a configuration file, which is half as long at most. It is no stranger's: who writes it has the daemon.
+/// The same for a configuration file, which is at most half as long. It does not come from a
+/// stranger: its author controls the daemon.
 const CONFIG_COST_BYTES_MAX: u64 = 52 << 20;
 
-/// Most processor time that an input may take. What is quadratic in a mebibyte takes minutes.
+/// The most processor time that an input may take. A quadratic algorithm needs minutes for a
+/// mebibyte.
 const COST_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Targets whose second byte is a kind.
 const OF_KINDS: [&str; 4] = ["wire", "preamble", "guest_api", "requests"];
 
-/// Kinds of messages that are tried: all that there are, and some that are not.
+/// Kinds of messages to try: all that exist, and some that do not.
 const KINDS: std::ops::Range<u8> = 0..40;
 
-/// What parsers are known to choke on: depth, numbers without end, keys and tables without end, text that is
-/// never closed, lengths that promise all there is.
+/// Patterns that parsers are known to choke on: depth, endless numbers, endless keys and tables,
+/// text that is never closed, lengths that claim all there is.
 const PATTERNS: [&[u8]; 14] = [
     b"\0",
     b"\xff",
@@ -56,8 +59,9 @@ fn used() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).expect("it has begun")
 }
 
-/// How much more memory was in use at most while a parser looked at this, and how long that took. What was freed before
-/// is used again and shows in no growth of the process; what C libraries take shows only there.
+/// Peak memory above the start while a parser handled this input, and the time it took. Memory that
+/// was freed before is reused and does not appear as growth of the process; allocations of C
+/// libraries appear only there.
 fn cost(entry: Entry, input: &[u8]) -> (u64, Duration) {
     std::fs::write("/proc/self/clear_refs", "5").expect("the peak begins anew");
     let before = field("/proc/self/status", "VmRSS:");
@@ -70,7 +74,7 @@ fn cost(entry: Entry, input: &[u8]) -> (u64, Duration) {
     (taken.bytes_max.max(most.saturating_sub(before)), took)
 }
 
-/// A mebibyte of a pattern behind some first bytes.
+/// A mebibyte of a pattern after some first bytes.
 fn filled(first: &[u8], pattern: &[u8]) -> Vec<u8> {
     let rest = pattern.iter().cycle();
     first
@@ -98,7 +102,7 @@ fn inputs(target: &str) -> Vec<Vec<u8>> {
         all.push(filled(&seed, b"\xff"));
         all.push(filled(&seed[..seed.len() / 2], b"\xff"));
     }
-    // What is refused above a limit of its own: as much as it may be.
+    // Inputs above a target's own limit are refused unseen; these are cut to the limit.
     let within: Vec<_> = large::limit(target)
         .map(|most| all.iter().map(|input| cut(input, most)).collect())
         .unwrap_or_default();

@@ -1,6 +1,6 @@
-//! What programs on two hosts see of a bad line between them: nothing, but a pause.
+//! What programs on two hosts notice of trouble on the line between them: at most a pause.
 //!
-//! Real daemons in network namespaces of their own, and the link emulator between them.
+//! Real daemons in network namespaces of their own, with the link emulator between them.
 #![allow(clippy::print_stdout, reason = "a test says what it does")]
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ use towpath_tests::random::Random;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::LinkState;
 
-/// A line of 50 Mbit/s and 40 ms that loses every hundredth packet.
+/// A line of 50 Mbit/s and 40 ms that loses one packet in a hundred.
 const BAD: Direction = Direction {
     bits_per_second: Some(50_000_000),
     delay: Duration::from_millis(20),
@@ -32,7 +32,7 @@ const BAD: Direction = Direction {
     loss: 0.01,
 };
 
-/// A line of 50 Mbit/s and 20 ms that loses nothing: times are measured on it.
+/// A line of 50 Mbit/s and 20 ms without loss, on which times are measured.
 const PLAIN: Direction = Direction {
     bits_per_second: Some(50_000_000),
     delay: Duration::from_millis(10),
@@ -40,7 +40,7 @@ const PLAIN: Direction = Direction {
     loss: 0.0,
 };
 
-/// A line that is no limit.
+/// A line without a rate limit.
 const GOOD: Direction = Direction {
     bits_per_second: None,
     delay: Duration::from_millis(5),
@@ -48,23 +48,25 @@ const GOOD: Direction = Direction {
     loss: 0.0,
 };
 
-/// Troubles in one run of the tests.
+/// Number of troubles in one run of the tests.
 const TROUBLE_STEPS: u64 = 8;
 
-/// How soon bytes flow again where they can.
+/// How soon bytes flow again once they can.
 const BACK: Duration = Duration::from_millis(400);
 
-/// How long they may stand still where the kernel says that the address is another: silence would show it later.
+/// The longest pause when the kernel announces a changed address; detection by silence would take
+/// longer.
 const MOVED: Duration = Duration::from_millis(300);
 
-/// How soon after its list a revoked host that dials is refused, and one that is linked is cut off.
+/// After a new list: how soon a revoked host that dials is refused, and how soon one that is linked
+/// is cut off.
 const REFUSED: Duration = Duration::from_secs(1);
 const CLOSED: Duration = Duration::from_secs(5);
 
-/// Most bytes of a stream that go again when its connection is lost.
+/// Most bytes of a stream that are sent again when its connection is lost.
 const TAIL_BYTES: u64 = 1 << 20;
 
-/// Flows both ways, and datagrams of both kinds, go on.
+/// Checks that flows in both directions, and datagrams of both kinds, go on.
 fn all_goes_on(hosts: &Hosts, flows: &[Flow], whatever_happened: &str) {
     for flow in flows {
         flow.goes_on(whatever_happened);
@@ -75,7 +77,7 @@ fn all_goes_on(hosts: &Hosts, flows: &[Flow], whatever_happened: &str) {
     }
 }
 
-/// Waits until both sides have found out that nothing passes.
+/// Waits until both sides have noticed that nothing passes.
 fn until_paused(hosts: &Hosts) {
     for host in Host::PAIR {
         until("no link", || hosts.link(host).state == LinkState::Down);
@@ -83,12 +85,12 @@ fn until_paused(hosts: &Hosts) {
     }
 }
 
-/// No stream was lost, and what went again is little.
+/// Checks that no stream was lost, and that little was sent again.
 fn check_links(hosts: &Hosts) {
     for host in Host::PAIR {
         let link = hosts.link(host);
         assert_eq!(link.streams_lost, 0, "{host:?}");
-        // One that is replaced before it is lost costs its streams a tail each too.
+        // A link that is replaced before it is lost costs its streams a tail each too.
         let most = (link.links_lost + 1) * 2 * TAIL_BYTES;
         assert!(link.resent_bytes <= most, "{host:?}: {link:?}");
     }
@@ -105,7 +107,7 @@ fn bytes_flow_again_as_soon_as_a_line_or_a_cable_is_back() {
 
     control.cut_both();
     until_paused(&hosts);
-    // Behind the first one only another link finds the way.
+    // The addresses change with the first cut, so that only a new link gets through.
     hosts.back_within(BACK, &flows, "a cut", || {
         control.change_addresses();
         control.heal();
@@ -140,7 +142,7 @@ fn bytes_flow_again_as_soon_as_a_line_or_a_cable_is_back() {
         hosts.ip_of_line(&format!("link set {far_end} up"));
     });
 
-    // Nothing of what was before is still under way.
+    // Let everything settle before the pauses are measured.
     all_goes_on(&hosts, &flows, what);
     hosts.pauses_within(MOVED, &flows, "another address", || {
         hosts.ip(Host::Edge, &format!("addr del 10.77.0.1/24 dev {CABLE}"));
@@ -169,7 +171,7 @@ fn a_line_that_is_bad_rewired_and_shrunk_is_a_pause_to_programs() {
     all_goes_on(&hosts, &flows, "a line that swallows large packets");
     control.lose_above(usize::MAX);
 
-    // Here it is the host itself that does not take what is too large for its cable.
+    // Here the host itself refuses what is too large for its cable.
     for (mtu, what) in [(1280, "a cable of small packets"), (1500, "large packets")] {
         hosts.set_mtu(mtu);
         all_goes_on(&hosts, &flows, what);
@@ -191,7 +193,7 @@ fn a_line_that_is_bad_rewired_and_shrunk_is_a_pause_to_programs() {
     check_links(&hosts);
 }
 
-/// Has the authority make a list of revoked certificates, and brings it to both sites.
+/// Signs the next list of revoked certificates and copies it to both sites.
 fn carry_list(folder: &Path, which: &Which) {
     let ca = folder.join("ca");
     let authority = Authority::open(&ca).expect("the authority");
@@ -211,7 +213,7 @@ fn carry_list(folder: &Path, which: &Which) {
     }
 }
 
-/// Both sites have a list, of nobody.
+/// Gives both sites an empty list.
 fn listed(configs: &mut [Config; 2]) {
     let ca = configs[0].certificates.ca.clone();
     let folder = ca.ancestors().nth(2).expect("the sites' folder");
@@ -221,14 +223,14 @@ fn listed(configs: &mut [Config; 2]) {
     }
 }
 
-/// Has the edge revoked, and its list brought to both sites.
+/// Revokes the edge and copies the list to both sites.
 fn revoke_edge(hosts: &Hosts) {
     let edge = "spiffe://bench.example/site/edge/host/box-1";
     let edge = Which::Host(HostIdentity::from_uri(edge).expect("a host"));
     carry_list(hosts.folder(), &edge);
 }
 
-/// Waits until the edge has heard why it is out.
+/// Waits until the edge has received the reason.
 fn until_told(hosts: &Hosts) {
     until("the edge hears why", || {
         let link = hosts.link(Host::Edge);
@@ -278,7 +280,7 @@ fn certificates_are_renewed_under_load_and_a_revoked_host_is_out() {
         let link = hosts.link(host);
         assert_eq!((link.links_lost, link.resent_bytes), (0, 0), "{host:?}");
     }
-    // Whoever shakes hands anew sees the new one.
+    // Only a new handshake sees the new certificate.
     let control = hosts.control();
     control.cut_both();
     until_paused(&hosts);
@@ -302,7 +304,7 @@ fn certificates_are_renewed_under_load_and_a_revoked_host_is_out() {
     until("programs hear of it", || flows.iter().all(Flow::is_broken));
 }
 
-/// What a line may be like, within what a tunnel is for.
+/// A random line, within what a tunnel is made for.
 fn any_line(random: &mut Random) -> Direction {
     Direction {
         bits_per_second: Some(random.pick(&[2_000_000, 10_000_000, 50_000_000, 300_000_000])),
@@ -312,7 +314,7 @@ fn any_line(random: &mut Random) -> Direction {
     }
 }
 
-/// Does something to the line, waits until it had its effect, and says what it was.
+/// Does something to the line, waits until it has had its effect, and returns a description.
 fn trouble(hosts: &Hosts, random: &mut Random) -> String {
     let control = hosts.control();
     match random.below(8) {
@@ -359,8 +361,8 @@ fn trouble(hosts: &Hosts, random: &mut Random) -> String {
     }
 }
 
-/// Whatever happens to the line, in whatever order, programs go on. `TOWPATH_HOSTS_SEED` and
-/// `TOWPATH_HOSTS_STEPS` choose another run, or a longer one.
+/// Programs go on whatever happens to the line, in whatever order. `TOWPATH_HOSTS_SEED` and
+/// `TOWPATH_HOSTS_STEPS` select another run, or a longer one.
 #[test]
 fn flows_go_on_after_any_trouble() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());

@@ -1,4 +1,5 @@
-//! The fault cases with virtual machines in place of process guests; half of the trials are of them too.
+//! The fault cases with virtual machines instead of process guests; half of the trials use them
+//! too.
 #![allow(clippy::print_stdout, reason = "a test says how long each case took")]
 #![forbid(unsafe_code)]
 
@@ -14,7 +15,7 @@ use towpath_tests::site::Place;
 use towpath_tests::steps::Stop;
 use towpath_tests::trial::Side;
 
-/// Whether virtual machines can be had here; says why not.
+/// Whether virtual machines can run here; prints the reason if not.
 fn has_kvm() -> bool {
     check_kvm()
         .inspect_err(|why| println!("skipped: {why}"))
@@ -133,7 +134,7 @@ fn fault_15_to_19_a_virtual_machine_survives_a_cut_link() {
     }
 }
 
-/// Kills either tunnel in the middle of some phases.
+/// Kills each tunnel in the middle of some phases.
 fn tunnels_end(scene: &mut Scene, middles: &[(MigrationMode, Phase)]) {
     for &middle in middles {
         for place in Place::ALL {

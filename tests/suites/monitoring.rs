@@ -1,4 +1,4 @@
-//! What operators watch with: every query is answered by running daemons, every alert does what it says.
+//! The monitoring files: running daemons answer every query, and every alert does what it says.
 #![allow(clippy::print_stdout, reason = "a test says what it skipped")]
 #![forbid(unsafe_code)]
 
@@ -18,10 +18,10 @@ use towpath_tests::site::Place;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::shares::Shaping;
 
-/// What all names of ours begin with.
+/// The prefix of all our metric names.
 const PREFIX: &str = "towpath_";
 
-/// What Prometheus puts behind a histogram's name.
+/// The suffixes that Prometheus adds to a histogram's name.
 const HISTOGRAM_PARTS: [&str; 3] = ["_bucket", "_sum", "_count"];
 
 fn folder() -> PathBuf {
@@ -33,7 +33,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(folder().join(name)).unwrap_or_else(|why| panic!("{name}: {why}"))
 }
 
-/// All names of ours in a text.
+/// All of our metric names in a text.
 fn names(text: &str) -> BTreeSet<&str> {
     let is_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let words = text.split(|c| !is_of_name(c));
@@ -47,27 +47,26 @@ fn names(text: &str) -> BTreeSet<&str> {
     .collect()
 }
 
-/// Metrics that are left out of a scrape while there is nothing to say, though there is a link; the page of metrics
-/// says so.
+/// Metrics that may be missing from a scrape even with a link, according to the page of metrics.
 fn sometimes_absent(page: &str) -> BTreeSet<&str> {
     let is_so = |line: &&str| line.replace("absent without a link", "").contains("absent");
     page.lines().filter(is_so).flat_map(names).collect()
 }
 
-/// Pause between two looks at something that is waited for.
+/// Interval between checks of a condition.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
-/// What is sent at most: so little, and so far below what the link carries, that a guest keeps it at its cap for
-/// as long as a forecast takes.
+/// A cap so far below the link's rate that a small guest keeps the link at its cap for as long as a
+/// forecast takes.
 const CAP: &str = "20Mbit";
 
 /// How long a forecast may take, on a busy machine.
 const FORECAST_WAIT: Duration = Duration::from_secs(90);
 
-/// Labels that Prometheus adds, or that stand for the parts of a histogram.
+/// Labels that Prometheus adds, including that of a histogram's buckets.
 const OUTER_LABELS: [&str; 3] = ["instance", "job", "le"];
 
-/// Labels whose values are known: what is asked for one of them is a value that a daemon gives it.
+/// Labels with a fixed set of values: a query may only ask for a value that a daemon uses.
 const FIXED_LABELS: [&str; 10] = [
     "class",
     "dir",
@@ -81,12 +80,12 @@ const FIXED_LABELS: [&str; 10] = [
     "state",
 ];
 
-/// The labels of metrics, with the values that were given to each.
+/// The labels of each metric, with the values seen for each.
 #[derive(Default)]
 struct Known(BTreeMap<String, BTreeMap<String, BTreeSet<String>>>);
 
 impl Known {
-    /// What daemons say.
+    /// The labels in scrapes of running daemons.
     fn of(scraped: &[String]) -> Self {
         let mut known = Self::default();
         let lines = scraped.iter().flat_map(|text| text.lines());
@@ -104,7 +103,7 @@ impl Known {
         known
     }
 
-    /// The same with what the page says of metrics that nothing is to be said of just now.
+    /// Adds the metrics of the page that are not in the scrapes.
     fn with_page(mut self, page: &str) -> Self {
         for (name, labels) in rows(page) {
             self.0.entry(name.to_owned()).or_insert_with(|| {
@@ -122,7 +121,8 @@ impl Known {
         OUTER_LABELS.contains(&label) || labels.is_some_and(|labels| labels.contains_key(label))
     }
 
-    /// Whether a label of a metric takes a value: of one that was not seen, whether it does anywhere.
+    /// Whether a label of a metric takes a value; if no value of the label was seen for this
+    /// metric, whether it takes it in any metric.
     fn takes(&self, name: &str, label: &str, value: &str) -> bool {
         let seen = |labels: &BTreeMap<String, BTreeSet<String>>| {
             labels
@@ -135,7 +135,7 @@ impl Known {
         }
     }
 
-    /// What is wrong with the selectors of a text, and with the labels that it groups by or shows.
+    /// Errors in the selectors of a text, and in the labels that it groups by or displays.
     fn faults(&self, text: &str) -> Vec<String> {
         let mut faults = Vec::new();
         for (name, matchers) in selectors(text) {
@@ -160,10 +160,10 @@ impl Known {
     }
 }
 
-/// What is said of one label: its name, whether it is to be equal, and the value.
+/// A condition on a label: its name, whether it must be equal, and the value.
 type Matcher<'a> = (&'a str, bool, &'a str);
 
-/// The metrics of ours in a text with what stands in braces behind each.
+/// Our metrics in a text, with the conditions in braces after each.
 fn selectors(text: &str) -> Vec<(&str, Vec<Matcher<'_>>)> {
     let is_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let mut found = Vec::new();
@@ -192,7 +192,7 @@ fn selectors(text: &str) -> Vec<(&str, Vec<Matcher<'_>>)> {
     found
 }
 
-/// The labels that a query groups by, and those that are written into a text.
+/// The labels that a query groups by, and those that a text displays.
 fn shown_labels(text: &str) -> BTreeSet<&str> {
     let groups = text.split("by (").skip(1);
     let groups = groups.filter_map(|rest| rest.split_once(')'));
@@ -221,7 +221,7 @@ fn rows(page: &str) -> Vec<(&str, BTreeSet<&str>)> {
         .collect()
 }
 
-/// Sets the cap of a site's link while it runs.
+/// Sets the cap of a site's link at run time.
 fn set_cap(site: &Path) {
     let admin = Client::new(site.join("run/admin.sock"));
     let runtime = Builder::new_current_thread().enable_all().build();
@@ -235,8 +235,8 @@ fn set_cap(site: &Path) {
     shaped.expect("a cap");
 }
 
-/// A lab that has said all it can say within a minute: a channel, caps, a move, and a forecast of the link that
-/// the move fills.
+/// Scrapes of a lab in which as many metrics as possible appear within a minute: it has a channel,
+/// caps, a move, and a forecast of the link that the move fills.
 fn scrape() -> [String; 2] {
     let lab = Lab::start(LINK);
     let edge = lab.site(Place::Edge);
@@ -282,7 +282,7 @@ fn every_query_and_rule_asks_for_what_running_daemons_have() {
     for (name, labels) in rows(page) {
         let said = known.0.get(name);
         let said = said.map(|said| said.keys().map(String::as_str).collect::<BTreeSet<_>>());
-        // Those of a histogram's parts, and of moves that are over, come with the first value.
+        // The labels of a histogram's parts, and of finished moves, appear with the first value.
         if let Some(said) = said.filter(|said| !said.is_empty() && *said != labels) {
             faults.push(format!("{name} has {said:?}, and on the page {labels:?}"));
         }
@@ -378,7 +378,7 @@ fn the_dashboard_asks_each_panel_something() {
     }
 }
 
-/// Every query of the dashboard, with what is written beside its curve.
+/// Every query of the dashboard, with its legend.
 fn targets() -> Vec<serde_json::Value> {
     let text = read("grafana-dashboard.json");
     let dashboard: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -389,7 +389,8 @@ fn targets() -> Vec<serde_json::Value> {
     targets.flatten().cloned().collect()
 }
 
-/// Runs Prometheus' own checker beside the alerts; `None`, and said, where it is not installed.
+/// Runs Prometheus' own checker; prints that it is skipped and returns `None` if it is not
+/// installed.
 fn promtool(words: &[&str], input: &str) -> Option<Output> {
     let program = std::env::var_os("TOWPATH_PROMTOOL").unwrap_or_else(|| "promtool".into());
     let child = Command::new(&program)
@@ -404,7 +405,7 @@ fn promtool(words: &[&str], input: &str) -> Option<Output> {
         return None;
     };
     let mut stdin = child.stdin.take().expect("it was asked for");
-    // Who does not read what it is given says why when it ends.
+    // If it does not read its input, its exit status shows why.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     Some(child.wait_with_output().expect("it ends"))
@@ -429,7 +430,7 @@ fn alerts_do_what_they_say() {
 fn prometheus_understands_every_query_of_the_dashboard() {
     let targets = targets();
     let queries = targets.iter().filter_map(|target| target["expr"].as_str());
-    // Names of results are all that a rule adds to a query; JSON is YAML.
+    // A rule needs only a name in addition to a query; JSON is valid YAML.
     let rules: Vec<_> = queries
         .enumerate()
         .map(|(index, query)| serde_json::json!({ "record": format!("panel:{index}"), "expr": query }))

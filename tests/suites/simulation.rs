@@ -1,22 +1,22 @@
-//! Thousands of simulated moves with everything going wrong that can.
+//! Thousands of simulated moves with every fault that the simulation has.
 //!
-//! `TOWPATH_SEED=n` runs one seed with its trace; `TOWPATH_SEEDS=n` runs so many.
+//! `TOWPATH_SEED=n` runs one seed with its trace; `TOWPATH_SEEDS=n` runs n seeds.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use towpath_tests::simulation::{self, Failure, Summary};
 
-/// Seeds of a run unless told otherwise.
+/// Default number of seeds.
 const SEED_COUNT: u64 = 10_000;
 
-/// From so many seeds on everything must have happened.
+/// With this many seeds, everything must have occurred.
 const ENOUGH_COUNT: u64 = 1_000;
 
 /// How long a run of that many seeds may take on a slow machine.
 const RUN_MAX: Duration = Duration::from_secs(300);
 
-/// Lines of the trace that are shown of a failure.
+/// Trace lines that are printed for a failure.
 const TRACE_LINES_SHOWN: usize = 4_000;
 
 fn number(name: &str) -> Option<u64> {
@@ -43,7 +43,7 @@ fn add(total: &mut Summary, one: &Summary) {
     total.boot_count += one.boot_count;
 }
 
-/// Runs seeds on every processor until one fails.
+/// Runs seeds on all processors until one fails.
 fn run_all(count: u64) -> Result<Summary, Failure> {
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -77,8 +77,8 @@ fn run_all(count: u64) -> Result<Summary, Failure> {
     Ok(total)
 }
 
-/// Checks that what is to go wrong did, in one of a hundred seeds or more often: a run in which nothing happens
-/// proves nothing.
+/// Checks that each fault occurred in at least one of a hundred seeds: a run in which nothing
+/// happens proves nothing.
 fn expect_variety(total: &Summary, seed_count: u64) {
     for (what, count) in [
         ("moves", total.move_count),

@@ -1,5 +1,5 @@
-//! The house rules that a compiler does not check: which crate may know which, what stands in a file,
-//! and that the documents say what is there.
+//! House rules that the compiler does not check: which crate may use which, what a source file may
+//! contain, and that the documents match the code.
 #![allow(
     clippy::print_stdout,
     reason = "a test says what it skipped and measured"

@@ -1,4 +1,4 @@
-//! Answers that are forged or replayed: what hosts that are not asked say about whose a guest is.
+//! Forged and replayed answers: hosts that were not asked make claims about who has a guest.
 
 use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
 use towpath_protocol::fault::{Code, Fault};
@@ -16,7 +16,7 @@ use towpath_tests::verdict::{check_no_alarm, wait_until};
 
 use crate::peers::{SHOWN_WAIT, alarms, code, host, shown};
 
-/// What would give a guest to nobody, or to two, if it were believed.
+/// Answers that, if believed, would leave a guest with no owner or with two.
 fn answers() -> [Message; 4] {
     let refused = Reason::from(&Fault::new(Code::Cancelled, "it stays"));
     [
@@ -27,7 +27,8 @@ fn answers() -> [Message; 4] {
     ]
 }
 
-/// Has a host say each of them about an attempt: none of them is obeyed, and each alarms.
+/// Sends each of the answers from a host about an attempt: all are ignored, and each raises an
+/// alarm.
 fn lies(site: &Site, from: &HostIdentity, guest: &Guest, attempt: AttemptId) {
     let before = shown(site, guest);
     let alarmed = alarms_so_far(site);
@@ -50,7 +51,7 @@ fn lies(site: &Site, from: &HostIdentity, guest: &Guest, attempt: AttemptId) {
     );
 }
 
-/// Forged answers that a site was alarmed by.
+/// The number of alarms about forged answers at a site.
 fn alarms_so_far(site: &Site) -> u64 {
     let [_, metrics] = site.metrics().unwrap();
     let series = "towpath_handover_rejected_total{code=\"E_DENIED\"} ";
@@ -58,7 +59,7 @@ fn alarms_so_far(site: &Site) -> u64 {
     count.expect("it is there from the start").parse().unwrap()
 }
 
-/// The attempt that the guest's source has journaled.
+/// The attempt in the journal of the guest's source.
 fn journaled_attempt(scene: &Scene, guest: &Guest) -> AttemptId {
     let records = records(&scene.lab, &guest.name).unwrap();
     match &records[SOURCE as usize].as_ref().unwrap().state {
@@ -73,9 +74,9 @@ fn h05_answers_of_a_third_host_and_of_older_attempts_are_ignored_and_alarm() {
     let guest = Guest::new("till", 16);
     let mut console = scene.guest(&guest);
     let (third, target) = (host("box-9"), scene.lab.site(TARGET).identity().clone());
-    // While it lives here and nothing is asked of anybody.
+    // While the guest lives here and no question is pending.
     lies(scene.lab.site(SOURCE), &third, &guest, AttemptId(1));
-    // Its source has committed and waits for the one answer that counts.
+    // The source has committed and waits for the one answer that counts.
     let site = scene.lab.site_mut(TARGET);
     site.kill_migrator();
     site.start_migrator_with(Some("target:owned"));
@@ -97,7 +98,7 @@ fn h05_answers_of_a_third_host_and_of_older_attempts_are_ignored_and_alarm() {
         words.iter().all(|word| line.contains(word))
     };
     assert!(log.lines().any(is_audited), "{log}");
-    // The answer that is meant counts, and then the same again is told from lies at both.
+    // The genuine answer counts; afterwards both sites still tell forged answers from it.
     scene.lab.site_mut(TARGET).start_migrator();
     scene.arrives(&guest, &mut console).unwrap();
     let source = scene.lab.site(SOURCE).identity().clone();
@@ -120,7 +121,7 @@ fn h05_an_answer_before_the_question_leaves_the_guest_with_its_source() {
     let mut asked = liar.greet(&welcome);
     let offered = asked.hear();
     assert!(matches!(offered, Some(Message::Prepare(_))), "{offered:?}");
-    // It says that it runs the guest, which was not given to it.
+    // It claims to run the guest, which was not given to it.
     asked.say(&Message::Ack(1));
     alarms(scene.lab.site(SOURCE), Code::Unexpected);
     let ended = wait_until(SHOWN_WAIT, || {
@@ -152,13 +153,13 @@ fn a_target_is_told_again_that_a_move_is_over_for_the_word_may_have_died_on_its_
     let offered = asked.hear();
     assert!(matches!(offered, Some(Message::Prepare(_))), "{offered:?}");
     scene.lab.site(SOURCE).cancel(&view).unwrap();
-    // Whoever looks like a target here has heard nothing, as far as its source can know.
+    // This host, which looks like a target, has heard nothing as far as its source can know.
     let mut again = deaf.greet(&welcome);
     assert_eq!(again.hello.attempt, asked.hello.attempt);
     let last = again.hear();
     assert!(matches!(last, Some(Message::Abort(_))), "{last:?}");
     drop((asked, again));
-    // It has closed the lanes: it has heard it.
+    // It has closed the lanes, so it has heard the message.
     let forgotten = wait_until(SHOWN_WAIT, || {
         let folder = scene.lab.site(SOURCE).guest_folder(&guest.name);
         (!folder.join("farewells.json").exists()).then_some(())
@@ -171,7 +172,7 @@ fn h05_what_an_honest_target_says_again_alarms_nobody() {
     let mut scene = Scene::new(LINK);
     let guest = Guest::new("till", 16);
     let mut console = scene.guest(&guest);
-    // It answers, and is gone before that has come; and again when it is back.
+    // It answers, and dies before the answer arrives; and again after it is back.
     for step in ["target:say-ack", "target:say-complete"] {
         let site = scene.lab.site_mut(TARGET);
         site.kill_migrator();
@@ -184,7 +185,7 @@ fn h05_what_an_honest_target_says_again_alarms_nobody() {
     }
     scene.lab.site_mut(TARGET).start_migrator();
     scene.arrives(&guest, &mut console).unwrap();
-    // The source asks once more what it knows the answer to.
+    // The source repeats a question to which it already knows the answer.
     let (site, source) = (scene.lab.site(TARGET), scene.lab.site(SOURCE).identity());
     let attempt = journaled_attempt(&scene, &guest);
     let mut again = Peer::open(

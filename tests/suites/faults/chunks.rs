@@ -1,4 +1,4 @@
-//! Frames of blocks that are cut off or spoilt.
+//! Frames of blocks that are truncated or corrupted.
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame;
@@ -10,15 +10,15 @@ use towpath_tests::verdict::wait_until;
 
 use crate::peers::{SHOWN_WAIT, code, described, has_nothing, offer, open};
 
-/// The bytes of the block that [`chunk`] sends.
+/// The content of the block that [`chunk`] sends.
 const BLOCK: [u8; MEMORY_BLOCK_BYTES as usize] = [7; MEMORY_BLOCK_BYTES as usize];
 
-/// A frame of one block.
+/// A frame with one block.
 pub(crate) fn chunk(sequence: u64, block: u64) -> Vec<u8> {
     chunk_of(sequence, block, Codec::Raw, &BLOCK)
 }
 
-/// The same with these bytes in it, packed or not, whatever it says of them.
+/// The same with this payload, packed or not, whether or not it matches the header.
 fn chunk_of(sequence: u64, block: u64, codec: Codec, payload: &[u8]) -> Vec<u8> {
     let header = ChunkHeader {
         space: MEMORY,
@@ -69,7 +69,8 @@ fn f12_fault_29_spoilt_chunks_are_had_again_three_times_and_no_more() {
         frame
     };
     let last = chunk(1, 3).len() - 1;
-    // Whole frames: one whose bytes are not those that it names, and one that does not unpack to as many as it says.
+    // Whole frames: one whose content does not match its digest, and one that unpacks to fewer
+    // bytes than its header says.
     let altered = chunk_of(1, 3, Codec::Raw, &[8; MEMORY_BLOCK_BYTES as usize]);
     let short = chunk_of(1, 3, Codec::Lz4, &[0x10, 7]);
     let cases = [
@@ -92,7 +93,7 @@ fn f12_fault_29_spoilt_chunks_are_had_again_three_times_and_no_more() {
             tries += 1;
             assert!(tries <= 3, "{expected:?} is tried without end");
             source.put(Lane::Bulk, &spoilt).unwrap();
-            // The lanes end, with or without a last word.
+            // The lanes end, with or without a final message.
             if let Some(Message::Nack(reason)) = source.hear() {
                 break reason;
             }

@@ -12,10 +12,10 @@ use towpath_tests::scene::{LINK, SOURCE, Scene, TARGET};
 use towpath_tests::site::Place;
 use towpath_tests::verdict::wait_until;
 
-/// How long it may take until something shows.
+/// How long it may take until an effect is visible.
 const SHOWN_WAIT: Duration = Duration::from_secs(10);
 
-/// The exit status that says: somebody else is doing this already.
+/// The exit status of a daemon that is already running elsewhere.
 const EXIT_ALREADY_RUNNING: i32 = 69;
 
 /// Does something in the middle of a phase of a process guest's move.
@@ -44,7 +44,7 @@ fn an_undisturbed_move_arrives() {
     }
 }
 
-/// A target says nothing of what only a source measures.
+/// A target does not report values that only a source measures.
 fn knows_only_its_own(scene: &Scene, guest: &Guest) {
     let there = scene.lab.site(TARGET).moves(&guest.name).unwrap();
     let shown = serde_json::to_value(&there[0]).unwrap();
@@ -121,11 +121,12 @@ fn fault_01_both_migrators_killed_at_once() {
     }
 }
 
-/// How long the move of a source that was killed before the freeze may take to go on, or to be over, from the start
-/// of the next one.
+/// How long a move may take to continue, or to end, after its source was killed before the freeze,
+/// counted from the restart.
 const GOES_ON_WAIT: Duration = Duration::from_secs(5);
 
-/// Kills a guest's source in a phase and says how long it takes until blocks are sent again, or the move is over.
+/// Kills a guest's source in a phase; returns the time until blocks are sent again or the move is
+/// over.
 fn goes_on(scene: &mut Scene, guest: &Guest, phase: Phase) -> Duration {
     let mut console = scene.guest(guest);
     scene.begin(guest, MigrationMode::Auto).unwrap();
@@ -175,7 +176,7 @@ fn fault_44_daemons_upgraded_where_a_move_begins_or_switches() {
     }
 }
 
-/// A guest that is copied to the half at least, and little of which changes meanwhile.
+/// A guest that is at least half copied and changes little in the meantime.
 fn half_copied(scene: &Scene, name: &str) -> (Guest, Console) {
     let mut guest = Guest::new(name, 32);
     guest.dirty_pages_per_second = 50;
@@ -200,7 +201,8 @@ fn fault_04_what_a_killed_target_has_received_is_not_sent_again() {
     site.kill_migrator();
     site.start_migrator();
     let rest = scene.arrives(&guest, &mut console).unwrap();
-    // Bytes are those of an attempt: begun anew within it, it would be half as much again at least.
+    // The byte count is that of one attempt; if it had started over, it would be at least half as
+    // much again.
     assert_eq!(rest.moves[0].attempts, Some(1));
     let (sent, whole) = (rest.moves[0].raw_bytes, guest.memory_mib << 20);
     assert!(sent * 4 < whole * 5, "{sent} bytes were sent for {whole}");
@@ -227,10 +229,11 @@ fn t17_a_migrator_that_stops_reading_holds_a_move_up_and_not_its_guest() {
     assert_eq!(rest.moves[0].attempts, Some(1), "it goes on where it stood");
 }
 
-/// Until a source gives up lanes at whose other end nobody answers, and that shows.
+/// How long a source may take to give up lanes whose other end does not answer, and to show it.
 const GIVEN_UP_WAIT: Duration = SILENCE_MAX.saturating_add(SHOWN_WAIT);
 
-/// What a source may grow by while nobody reads what it sends: less than the guest it would else hold.
+/// The most that a source may grow, in KiB, while its data is not read: less than the guest, which
+/// it would otherwise buffer.
 const UNREAD_KIB_MAX: u64 = 16 << 10;
 
 #[test]
@@ -261,13 +264,13 @@ fn t17_a_migrator_that_reads_nothing_for_longer_than_its_silence_costs_its_lanes
     assert_eq!(rest.moves[0].attempts, Some(1), "it goes on where it stood");
 }
 
-/// So long that a switch lasts until the link is cut in the middle of it.
+/// A link so long that a switch lasts until it is cut in the middle.
 const LONG: Link = Link {
     megabits_per_second: 80,
     round_trip: Duration::from_millis(500),
 };
 
-/// Tries to meet a guest that is held and whose switch is not committed.
+/// Attempts to catch a guest that is held for a switch which has not been committed.
 const TRY_COUNT: u32 = 5;
 
 #[test]

@@ -1,4 +1,5 @@
-//! Demands that no target makes: of blocks that the guest does not have, and of a guest that was let go.
+//! Requests that no honest target makes: for blocks outside the guest, and for blocks of a guest
+//! that has been released.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,13 +13,13 @@ use towpath_tests::scene::{LINK, SOURCE, Scene, TARGET};
 
 use super::peers::{alarms, open, shown};
 
-/// Blocks of a guest of 16 MiB.
+/// Number of blocks of a guest of 16 MiB.
 const BLOCK_COUNT: u64 = 4096;
 
-/// Whether a demand was altered: once is enough.
+/// Whether a request has been altered already; it is done once.
 static IS_ALTERED: AtomicBool = AtomicBool::new(false);
 
-/// The first demand, of a block behind the last one.
+/// Alters the first request to ask for the block after the last one.
 fn beyond_memory(word: Message) -> Message {
     match word {
         Message::Demand(space, _) if !IS_ALTERED.swap(true, Ordering::SeqCst) => {
@@ -39,7 +40,8 @@ fn f22_a_demand_altered_on_its_way_drops_the_lanes_and_the_guest_is_whole_in_the
     let source = scene.lab.site(SOURCE);
     assert_eq!(alarms(source, Code::Range), 1);
     assert!(IS_ALTERED.load(Ordering::SeqCst));
-    // Nothing is read for it, the next ones come over new lanes, and every page is looked at in the end.
+    // Nothing is read for it, the following requests come over new lanes, and every page is checked
+    // at the end.
     scene.arrives(&guest, &mut console).unwrap();
     assert_eq!(alarms(source, Code::Range), 1, "it is refused once");
     let log = std::fs::read_to_string(source.migrator_log()).unwrap();
@@ -62,10 +64,10 @@ fn f24_whoever_asks_for_blocks_of_a_guest_that_was_let_go_gets_none() {
     let mut target = open(source, "box-7", id, attempt);
     let demand = Message::Demand(MEMORY, 3);
     for lane in [Lane::Demand, Lane::Control] {
-        // The lanes may have ended by then.
+        // The lanes may already have ended.
         drop(target.say(lane, &demand));
     }
-    // Such lanes end, and nothing has come on them.
+    // Such lanes end, and nothing has been sent on them.
     assert_eq!(target.count_frames(Lane::Demand), 0);
     assert_eq!(target.count_frames(Lane::Bulk), 0);
 }

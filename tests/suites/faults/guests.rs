@@ -1,4 +1,4 @@
-//! The guest's own process killed, before and behind the commit.
+//! The guest's own process is killed, before and after the commit.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,20 +16,21 @@ use towpath_tests::scene::{SOURCE, Scene, TARGET};
 use towpath_tests::site::Place;
 use towpath_tests::verdict::wait_until;
 
-/// So slow that a guest is copied for longer than a process that answers nobody is waited for.
+/// A link so slow that copying a guest takes longer than the wait for a process that does not
+/// answer.
 const SLOWEST: Link = Link {
     megabits_per_second: 2,
     round_trip: Duration::from_millis(10),
 };
 
-/// How long it may take until a receiving process that answers nobody is given up, and another one is made.
+/// How long it may take until a receiving process that does not answer is given up and replaced.
 const GIVEN_UP_WAIT: Duration = Duration::from_secs(60);
 
-/// How long a migrator that is started waits at most until it says that a guest's process is busy.
+/// How long a restarted migrator may take until it reports that a guest's process is busy.
 const BUSY_SHOWN_WAIT: Duration = Duration::from_secs(30);
 
-/// How long a move that is cancelled goes on at most beside a process that does not answer: it is asked a few
-/// times until then.
+/// How long a cancelled move may last if the guest's process does not answer: it is retried a few
+/// times.
 const BUSY_END_WAIT: Duration = Duration::from_secs(60);
 
 #[test]
@@ -85,9 +86,9 @@ fn fault_08_receiving_process_killed_while_it_is_asked_is_received_again() {
     let mut console = scene.guest(&guest);
     scene.begin(&guest, MigrationMode::Auto).unwrap();
     scene.reaches(&guest, Phase::Switching).unwrap();
-    // It answers nobody, and the guest's state, which it is to load, is on its way.
+    // The process does not answer while the guest's state, which it should load, is in flight.
     signal_at(TARGET, &scene, &guest, Signal::STOP);
-    // Not waiting for anything: in the middle of the switch, not at its begin.
+    // Not a wait for an event: this is in the middle of the switch, not at its start.
     std::thread::sleep(LONG.round_trip * 3);
     assert_eq!(scene.lab.kill_guest(TARGET, &guest.name), 1);
     let rest = scene.arrives(&guest, &mut console).unwrap();
@@ -138,7 +139,7 @@ fn fault_42_a_receiving_process_that_answers_nobody_is_given_up() {
     assert!(scene.lab.site(SOURCE).verify(&guest.name).unwrap().verified);
 }
 
-/// Signals a guest's process where it runs.
+/// Signals a guest's process at its source.
 fn signal(scene: &Scene, guest: &Guest, signal: Signal) {
     signal_at(SOURCE, scene, guest, signal);
 }
@@ -149,7 +150,7 @@ fn signal_at(place: Place, scene: &Scene, guest: &Guest, signal: Signal) {
     kill_process(processes[0], signal).unwrap();
 }
 
-/// Restarts a migrator whose guest's process answers nobody, and waits until it says so.
+/// Restarts a migrator whose guest's process does not answer, and waits until it reports that.
 fn restart_beside_a_busy_process(scene: &mut Scene, guest: &Guest) {
     signal(scene, guest, Signal::STOP);
     let site = scene.lab.site_mut(SOURCE);
@@ -186,7 +187,7 @@ fn fault_44_a_guest_whose_process_was_busy_when_its_move_ended_goes_on_and_moves
     let begun = scene.begin(&guest, MigrationMode::Auto).unwrap();
     scene.reaches(&guest, Phase::Copying).unwrap();
     signal(&scene, &guest, Signal::STOP);
-    // Whoever cancels may not wait as long as the process is waited for.
+    // The client need not wait as long as the migrator waits for the process.
     drop(scene.lab.site(SOURCE).cancel(&begun));
     let ended = wait_until(BUSY_END_WAIT, || {
         let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
@@ -215,7 +216,7 @@ fn fault_44_a_guest_whose_process_answers_nobody_is_stopped_with_its_process() {
     assert!(left.is_empty(), "{left:?} runs on and nobody knows it");
 }
 
-/// Overwrites a guest's memory behind its back, so that it finds it wrong and crashes.
+/// Overwrites a guest's memory from outside, so that the guest finds it corrupted and crashes.
 fn spoil(scene: &Scene, guest: &Guest) {
     let process = scene.lab.guest_processes(SOURCE, &guest.name)[0].as_raw_nonzero();
     let files = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();

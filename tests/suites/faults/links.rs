@@ -1,4 +1,5 @@
-//! The link cut in every phase of a move, in both directions or in one; a move goes on by itself.
+//! The link is cut in every phase of a move, in both directions or one; the move continues by
+//! itself.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,10 @@ use towpath_tests::verdict::wait_until;
 /// A guest's memory.
 const MEMORY_MIB: u64 = 32;
 
-/// How long a migrator may live until it dies at its step, and a scraper may wait for what is so.
+/// How long a migrator may live until it dies at its step, and how long until a metric is right.
 const STEP_WAIT: Duration = Duration::from_secs(20);
 
-/// Plays cuts side by side.
+/// Plays cuts concurrently.
 fn check(cuts: &[Cut]) {
     let told = cut::check(cuts).unwrap_or_else(|failures| panic!("{failures}"));
     println!("{}", told.join("\n"));
@@ -47,7 +48,7 @@ fn fault_17_link_cut_behind_the_commit() {
     ]);
 }
 
-/// The longest time a guest is held, as a scraper is told it.
+/// The longest time that a guest is held, from the metrics.
 fn blocked_seconds(scene: &Scene) -> Option<u64> {
     let [_, metrics] = scene.lab.site(SOURCE).metrics().ok()?;
     let line = metrics
@@ -64,13 +65,13 @@ fn fault_17_a_restarted_source_says_since_when_its_guest_is_held() {
     site.start_migrator_with(Some("source:relinquished"));
     let guest = Guest::new("held", MEMORY_MIB);
     let mut console = scene.guest(&guest);
-    // One that dies at once does not answer.
+    // A migrator that dies at once does not answer.
     let asked = scene.begin(&guest, MigrationMode::Auto);
     let died = scene.lab.site_mut(SOURCE).migrator_dies(STEP_WAIT);
     assert_eq!(died, Ok(true), "{asked:?}");
     let died = Instant::now();
     scene.lab.cut();
-    // Not waiting for anything: so long it is held before anybody can say so.
+    // Not a wait for an event: the guest is held for this long before anything can report it.
     std::thread::sleep(Duration::from_secs(1));
     let away_ms = died.elapsed().as_millis();
     scene.lab.site_mut(SOURCE).start_migrator();

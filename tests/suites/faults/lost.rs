@@ -1,4 +1,4 @@
-//! What was left behind of a guest and is gone for good.
+//! The memory that a guest left at its source is lost for good.
 
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use towpath_tests::lab::Guest;
 use towpath_tests::scene::{SOURCE, Scene, TARGET};
 use towpath_tests::verdict::wait_until;
 
-/// How long it may take until a source that is back has said what it has lost.
+/// How long a source that is back may take to report what it has lost.
 const SAID_WAIT: Duration = Duration::from_secs(20);
 
-/// Looks in a row at a guest that says nothing, after which it stands: two heartbeats or more lie between two looks.
+/// Consecutive polls of a silent guest after which it counts as stopped; two heartbeats or more are
+/// due between two polls.
 const SILENT_LOOKS: u32 = 100;
 
 #[test]
@@ -22,7 +23,7 @@ fn fault_11_a_guest_whose_source_comes_back_without_its_memory_is_lost_and_boote
     let mut console = scene.guest(&guest);
     scene.begin(&guest, MigrationMode::Post).unwrap();
     scene.reaches(&guest, Phase::Serving).unwrap();
-    // As a host that loses its power: both are gone, and only the journal is there.
+    // Like a power loss: the process and the migrator are gone, and only the journal is left.
     scene.lab.site_mut(SOURCE).kill_migrator();
     assert_eq!(scene.lab.kill_guest(SOURCE, &guest.name), 1);
     let refused = scene.lab.site(TARGET).boot(&guest.name).unwrap_err();
@@ -34,12 +35,12 @@ fn fault_11_a_guest_whose_source_comes_back_without_its_memory_is_lost_and_boote
     });
     let error = lost.expect("it is shown as lost").error.expect("and why");
     assert_eq!(error.code, Code::ImageLost.as_str(), "{error:?}");
-    // What both have printed is no part of what is booted.
+    // Heartbeats printed before the boot do not count for the booted guest.
     console.read().expect("it ran once");
     boots(&scene, &guest, &mut console, TARGET);
 }
 
-/// A source that is away for good, by all accounts, and then is not: what it kept is nobody's by then.
+/// A source that is believed lost comes back after all; by then its copy belongs to no guest.
 #[test]
 fn fault_11_what_a_source_that_stays_away_kept_is_given_up_by_the_operator() {
     let mut scene = Scene::new(SLOW);
@@ -51,7 +52,7 @@ fn fault_11_what_a_source_that_stays_away_kept_is_given_up_by_the_operator() {
     let refused = at_target(&scene).unwrap_err();
     assert_eq!(refused.known_code(), Some(Code::State), "it is on its way");
     scene.lab.site_mut(SOURCE).kill_migrator();
-    // It stands as soon as it wants a page that its source has.
+    // The guest stops as soon as it needs a page that is still at its source.
     let mut silent = 0;
     let stands = wait_until(SAID_WAIT, || {
         let before = console.last();
@@ -65,7 +66,7 @@ fn fault_11_what_a_source_that_stays_away_kept_is_given_up_by_the_operator() {
     });
     stands.expect("it waits for its source");
     console.forget();
-    // Not at once: it may only be that its tunnel is started again.
+    // Not at once: it could be only a restart of the source's tunnel.
     let refused = at_target(&scene).unwrap_err();
     assert_eq!(refused.known_code(), Some(Code::State), "it was just here");
     let booted = wait_until(SAID_WAIT, || at_target(&scene).ok());

@@ -1,4 +1,4 @@
-//! Offers of guests that nothing follows: what a peer can hold of a host by words alone.
+//! Offers of guests with nothing after them: what a peer can occupy on a host by messages alone.
 
 use std::time::Duration;
 
@@ -13,22 +13,23 @@ use towpath_tests::verdict::wait_until;
 
 use crate::peers::{SHOWN_WAIT, code, described, offer, open};
 
-/// Guests that are offered at once.
+/// Concurrent offers.
 const OFFER_COUNT: u128 = 1000;
 
-/// Places of one peer: `limits.incoming_per_peer`, and the row of the catalogue.
+/// Places for one peer: `limits.incoming_per_peer`, and the row of the catalogue.
 const PLACE_COUNT: usize = 4;
 
-/// How long an offer keeps its place where that is to be seen.
+/// How long an offer keeps its place in the part of the test that waits for that.
 const OFFER_WAIT: Duration = Duration::from_secs(1);
 
-/// What a migrator may grow by while it refuses: the buffers and threads of the lanes that are open at once.
+/// The most that a migrator may grow while it refuses, in KiB: buffers and threads of the open
+/// lanes.
 const GROWTH_KIB_MAX: u64 = 24 << 10;
 
-/// Memory of each guest that is offered: of a thousand it is four times what the quota has.
+/// Memory of each guest offered; a thousand of them are four times the quota.
 const MEMORY_MIB: u64 = 64;
 
-/// Offers a guest; gives the peer if it is admitted, or the code that it is refused with.
+/// Offers a guest; returns the peer if it is admitted, or the code of the refusal.
 fn offered(site: &Site, from: &str, id: u128) -> Result<Peer, String> {
     let mut peer = open(site, from, GuestId(id), id);
     let config = described(GuestId(id), &format!("till-{id}"), MEMORY_MIB);
@@ -40,13 +41,13 @@ fn offered(site: &Site, from: &str, id: u128) -> Result<Peer, String> {
     }
 }
 
-/// Folders of guests at a site.
+/// Number of guest folders at a site.
 fn folder_count(site: &Site) -> usize {
     let folders = std::fs::read_dir(site.folder().join("state/guests")).unwrap();
     folders.count()
 }
 
-/// Processes of the guests that were offered.
+/// Number of processes of the offered guests.
 fn process_count(scene: &Scene, ids: impl Iterator<Item = u128>) -> usize {
     let of = |id| {
         let name = format!("till-{id}").parse().unwrap();
@@ -67,7 +68,7 @@ fn ends(scene: &Scene, ids: &[u128]) {
 fn h10_a_thousand_offers_without_data_hold_four_places_and_no_memory() {
     let mut scene = Scene::new(LINK);
     let site = scene.lab.site(TARGET);
-    // The first admitted one shows what any of them costs.
+    // The first admitted offer shows what each one costs.
     let mut admitted = vec![offered(site, "box-7", 0).unwrap()];
     let before = site.peaks_kib()[0];
     for id in 1..OFFER_COUNT {
@@ -82,16 +83,16 @@ fn h10_a_thousand_offers_without_data_hold_four_places_and_no_memory() {
     println!("{OFFER_COUNT} offers: {grown} KiB more");
     assert!(grown <= GROWTH_KIB_MAX, "{grown} KiB more");
     assert_eq!(process_count(&scene, 0..OFFER_COUNT), PLACE_COUNT);
-    // Another peer is let in beside it, as ever.
+    // Another peer is still admitted.
     admitted.push(offered(site, "box-8", OFFER_COUNT).unwrap());
 
-    // They end after their time, also those of before a restart.
+    // Offers expire after their time, including those from before a restart.
     let wait = Span::new(OFFER_WAIT);
     let site = scene.lab.site_mut(TARGET);
     site.reconfigure_migrator(|config| config.limits.offer_wait = wait);
     let ids: Vec<u128> = (0..PLACE_COUNT as u128).chain([OFFER_COUNT]).collect();
     ends(&scene, &ids);
-    // One that goes on talking, one that opens its lanes anew, and those whose lanes are gone.
+    // One peer that keeps sending, one that reopens its lanes, and others whose lanes are gone.
     let ids: Vec<u128> = (2000..).take(PLACE_COUNT).collect();
     let site = scene.lab.site(TARGET);
     let mut talker = offered(site, "box-7", ids[0]).unwrap();
@@ -113,7 +114,7 @@ fn h10_a_thousand_offers_without_data_hold_four_places_and_no_memory() {
     });
     assert_eq!(code(&ended.expect("it ends")), Code::Stalled.as_str());
     ends(&scene, &ids);
-    // Its places are free again.
+    // The places are free again.
     for id in (4000..).take(PLACE_COUNT) {
         drop(offered(scene.lab.site(TARGET), "box-7", id).unwrap());
     }

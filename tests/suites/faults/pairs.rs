@@ -1,8 +1,10 @@
-//! A tunnel, or the guest's own process, killed together with a migrator right behind a step of a move.
+//! A tunnel or the guest's own process is killed together with a migrator, right after a step of a
+//! move.
 //!
-//! Every step that moves come by on their way is met twice: once a tunnel dies with the migrator, once a process of
-//! the guest. Whose it is, the source's or the target's, changes from step to step; so each migrator dies with each
-//! of the four before the freeze, in it, and behind the commit.
+//! Every step on the normal way of a move is tested twice: with a tunnel that dies with the
+//! migrator, and with a process of the guest that does. The side of that victim alternates from
+//! step to step, so that each migrator dies with each of the four before the freeze, during it, and
+//! after the commit.
 
 use towpath_migrator::api::{MigrationMode, Phase};
 use towpath_tests::away;
@@ -17,23 +19,23 @@ use towpath_tests::verdict::check_no_alarm;
 
 use crate::steps;
 
-/// What dies with the migrator.
+/// What dies together with the migrator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
     Tunnel,
     Process,
 }
 
-/// What becomes of a guest.
+/// The expected fate of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     Arrives,
     CrashesAt(Place),
-    /// Whether the commit was there is not known.
+    /// It is not determined whether the commit arrived first.
     ArrivesOrCrashesThere,
 }
 
-/// Steps at which the guest is the source's alone.
+/// Steps at which the source alone has the guest.
 fn is_before_the_commit((side, step): (Side, &str)) -> bool {
     let steps = match side {
         Side::Source => steps::BEFORE_THE_COMMIT.as_slice(),
@@ -43,7 +45,7 @@ fn is_before_the_commit((side, step): (Side, &str)) -> bool {
     all.any(|name| name == step)
 }
 
-/// What is to become of a guest whose process dies at a side behind a step.
+/// The expected fate of a guest whose process on one side dies after a step.
 fn ending(stop: (Side, &str), victim: Side) -> Ending {
     match (victim, stop) {
         (Side::Source, _) if is_before_the_commit(stop) => Ending::CrashesAt(SOURCE),
@@ -81,7 +83,7 @@ fn comes_to(
     crash::boot_again(seen, guest, console, place, REST_WAIT).map(drop)
 }
 
-/// Kills a migrator behind its step, and something else with it.
+/// Kills a migrator after its step, together with a victim.
 fn kill_both(
     scene: &mut Scene,
     (side, step): (Side, &str),
@@ -90,7 +92,7 @@ fn kill_both(
     let guest = Guest::new(&format!("at-{step}"), 16);
     scene.restart_to_die(side, &failpoint(side, step));
     let mut console = scene.guest(&guest);
-    // One that dies at once does not answer.
+    // A migrator that dies at once does not answer.
     let asked = scene.begin(&guest, MigrationMode::Auto);
     let died = scene.died(side);
     died.map_err(|why| format!("{why}; the move: {asked:?}"))?;
@@ -117,13 +119,13 @@ fn kill_both(
     Ok(())
 }
 
-/// Whether a process that dies here may be served again or be given up, by whether its source has heard that it is
-/// ready: `killed::in_its_commit` decides that, and looks at it.
+/// Whether the outcome at this step depends on whether the source has heard that the process is
+/// ready. `killed::in_its_commit` controls that and tests it.
 fn is_open(stop: (Side, &str)) -> bool {
     stop == (Side::Target, "say-ready")
 }
 
-/// Plays one victim beside every step.
+/// Plays one kind of victim at every step.
 fn play(victim: Victim) -> Vec<String> {
     let sides = [Side::Source, Side::Target].into_iter().cycle();
     let stops = steps::onward().into_iter().zip(sides);

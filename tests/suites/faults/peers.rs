@@ -1,4 +1,4 @@
-//! Peers that lie: what a host that may offer guests can do with its words to guests that are not its own.
+//! Peers that lie: what a host that may offer guests can do to guests that are not its own.
 
 use std::time::Duration;
 
@@ -22,10 +22,10 @@ use towpath_tests::scene::{LINK, SOURCE, Scene, TARGET};
 use towpath_tests::site::Site;
 use towpath_tests::verdict::wait_until;
 
-/// How long it may take until something shows.
+/// How long it may take until an effect is visible.
 pub(crate) const SHOWN_WAIT: Duration = Duration::from_secs(20);
 
-/// How long a commit that was said may take to be obeyed, before it is said again.
+/// How long a commit may take to be obeyed before it is repeated.
 const COMMIT_WAIT: Duration = Duration::from_secs(2);
 
 /// A host of the other site.
@@ -47,7 +47,7 @@ pub(crate) fn open(site: &Site, from: &str, guest: GuestId, attempt: u128) -> Pe
     .unwrap()
 }
 
-/// What a peer says a guest is.
+/// A guest's description as a peer sends it.
 pub(crate) fn described(id: GuestId, name: &str, memory_mib: u64) -> GuestConfig {
     GuestConfig {
         id,
@@ -82,7 +82,7 @@ fn spaces(config: &GuestConfig) -> [SpaceInfo; 1] {
     }]
 }
 
-/// Words of peers that a site refused for a reason, as an alert is made of them; at least one.
+/// Number of a site's refusals with this code, from the metric that alerts use; at least one.
 pub(crate) fn alarms(site: &Site, code: Code) -> u64 {
     let series = format!(
         "towpath_handover_rejected_total{{code=\"{}\"}} ",
@@ -114,7 +114,7 @@ fn h07_an_offer_of_a_guest_that_lives_here_changes_nothing_of_it() {
     let mut console = scene.guest(&guest);
     let site = scene.lab.site(SOURCE);
     let before = shown(site, &guest);
-    // Another name, another size; and its own with another size.
+    // Another name and another size; then its own name with another size.
     for (attempt, (name, memory_mib)) in (1..).zip([("evil", 32), ("till", 8)]) {
         let mut liar = open(site, "box-7", before.id, attempt);
         let config = described(before.id, name, memory_mib);
@@ -133,11 +133,11 @@ fn h07_an_offer_of_a_guest_that_lives_here_changes_nothing_of_it() {
         (before.name, before.memory_bytes, before.process_id)
     );
     assert!(site.guest(&"evil".parse().unwrap()).unwrap().is_none());
-    // It is whole, and moves as what it is.
+    // The guest is intact, and moves with its true description.
     assert!(site.verify(&guest.name).unwrap().verified);
     scene.begin(&guest, MigrationMode::Auto).unwrap();
     scene.arrives(&guest, &mut console).unwrap();
-    // Here it has left: it comes back as what it was, or not at all.
+    // Once it has left, it may come back with its true description only.
     let mut liar = open(site, "box-7", before.id, 3);
     let config = described(before.id, "evil", 16);
     liar.say(Lane::Control, &offer(&config, 100)).unwrap();
@@ -168,7 +168,7 @@ fn h06_a_second_source_is_told_that_it_is_the_second() {
     alarms(site, Code::DoubleOffer);
 }
 
-/// What was said is of an ownership below the fifth, and is refused with that mark.
+/// The message is about an ownership below epoch 5, and is refused with that mark.
 fn hears_of_a_newer_owner(stale: &mut Peer) {
     let told = stale.hear();
     assert!(matches!(told, Some(Message::Mark(Epoch(5)))), "{told:?}");
@@ -198,7 +198,7 @@ fn h02_an_offer_below_the_mark_is_refused_and_alarms() {
         hears_of_a_newer_owner(&mut stale);
     }
     assert_eq!(alarms(site, Code::StaleEpoch), 2);
-    // Nor is a commit obeyed of what was never offered under a newer one.
+    // A commit under a newer epoch is not obeyed either if there was no offer under it.
     for (attempt, epoch) in (4..).zip([5, 4]) {
         let mut stale = open(site, "box-7", id, attempt);
         let commit = Message::Commit(Epoch(epoch), Root([1; 32]));
@@ -221,7 +221,7 @@ fn h04_a_commit_of_another_host_is_refused_and_alarms() {
     match Peer::open(&site.service_socket(), &host("box-8"), id, AttemptId(1)) {
         Err(fault) => assert_eq!(fault.code, Code::DoubleOffer),
         Ok(mut liar) => {
-            // The lanes may be closed by then, with or without a last word.
+            // The lanes may already be closed, with or without a final message.
             drop(liar.say(Lane::Control, &commit));
             match liar.hear() {
                 Some(Message::Refused(reason) | Message::Nack(reason)) => {
@@ -233,12 +233,12 @@ fn h04_a_commit_of_another_host_is_refused_and_alarms() {
         }
     }
     alarms(site, Code::DoubleOffer);
-    // The one that was offered goes on.
+    // The attempt of the first offer continues.
     source.say(Lane::Control, &Message::Ping(1)).unwrap();
     assert!(matches!(source.hear(), Some(Message::Pong(1))));
 }
 
-/// Whatever is committed, another image than the one that both sides agreed on.
+/// Alters a commit to name another image than the one agreed on.
 fn with_another_root(word: Message) -> Message {
     match word {
         Message::Commit(epoch, _) => Message::Commit(epoch, Root([1; 32])),
@@ -254,7 +254,7 @@ fn h04_a_commit_whose_root_is_altered_on_its_way_starts_nothing_and_alarms() {
     let service = scene.lab.site(TARGET).service_socket();
     let meddler = Meddler::before(service, Altered::Said(with_another_root));
     scene.begin(&guest, MigrationMode::Pre).unwrap();
-    // The target refuses it for good, so that the guest goes on where it was, in each attempt.
+    // The target refuses it for good in each attempt, so the guest continues at its source.
     let rest = scene.rest(&guest, &mut console).unwrap();
     assert_eq!(rest.place, SOURCE);
     let ended = rest.moves.first().expect("the move is shown");
@@ -281,7 +281,7 @@ fn h03_a_commit_of_what_was_never_offered_is_refused_for_ever() {
             Some(Message::Nack(_)) => {}
             other => panic!("{other:?}"),
         }
-        // The source has been told that it may go on: that must not be forgotten.
+        // The source has been told that the guest may continue there; this must not be forgotten.
         let site = scene.lab.site_mut(TARGET);
         site.kill_migrator();
         site.start_migrator();
@@ -293,20 +293,20 @@ fn h03_a_commit_of_what_was_never_offered_is_refused_for_ever() {
         Some(Message::Refused(_) | Message::Nack(_)) => {}
         other => panic!("{other:?}"),
     }
-    // A new attempt under a new epoch is another matter.
+    // A new attempt under a new epoch is accepted.
     let mut source = open(scene.lab.site(TARGET), "box-7", id, 2);
     source.say(Lane::Control, &offer(&config, 3)).unwrap();
     assert!(matches!(source.hear(), Some(Message::Prepared(_))));
 }
 
-/// Whether a host says who has a guest whose source commits it.
+/// Whether a host answers, to a source that commits a guest, who has it.
 fn answers_a_commit(site: &Site, guest: GuestId) -> bool {
     let opened = Peer::open(&site.service_socket(), &host("box-7"), guest, AttemptId(1));
     let Ok(mut source) = opened else {
         return false;
     };
     let commit = Message::Commit(Epoch(9), Root([1; 32]));
-    // The lanes may be closed by then, and what was said before still counts.
+    // The lanes may already be closed; earlier messages still count.
     drop(source.say(Lane::Control, &commit));
     match source.hear() {
         Some(Message::Ack(_) | Message::Nack(_)) => true,
@@ -319,7 +319,8 @@ fn answers_a_commit(site: &Site, guest: GuestId) -> bool {
     }
 }
 
-/// Starts a guest at the target and spoils these of its files while its migrator is down; gives its number.
+/// Starts a guest at the target and corrupts some of its files while its migrator is down; returns
+/// its ID.
 fn quarantine(scene: &mut Scene, guest: &Guest, files: &[&str]) -> GuestId {
     scene.lab.start_guest(TARGET, guest);
     let site = scene.lab.site_mut(TARGET);
@@ -338,16 +339,16 @@ fn quarantine(scene: &mut Scene, guest: &Guest, files: &[&str]) -> GuestId {
 #[test]
 fn h03_h08_nothing_is_said_of_a_guest_whose_folder_is_spoilt() {
     let mut scene = Scene::new(LINK);
-    // It runs at the target, and its source might not have heard of it.
+    // It runs at the target, and its source might not have heard of that.
     let guest = Guest::new("scale", 16);
     let id = quarantine(&mut scene, &guest, &["journal"]);
     let (site, name) = (scene.lab.site(TARGET), guest.name);
     let view = site.guest(&name).unwrap().unwrap();
     assert_eq!(view.state, GuestState::Quarantined);
-    // What is left says whose folder it is.
+    // The intact files say whose folder it is.
     assert!(!answers_a_commit(site, id), "it runs here");
     assert!(answers_a_commit(site, GuestId(98)), "others are answered");
-    // Nor is anything done with it: another guest of its name does not end its process.
+    // Its process is left alone: another guest of the same name does not end it.
     let processes = || scene.lab.guest_processes(TARGET, &name);
     let before = processes();
     assert_eq!(before.len(), 1);
@@ -370,7 +371,7 @@ fn h03_h08_nothing_is_said_of_any_guest_while_a_folder_may_be_anybodys() {
     for guest in [id, GuestId(99)] {
         assert!(!answers_a_commit(site, guest), "it may be this one's");
     }
-    // An honest source hears why, and its guest runs on.
+    // An honest source gets the reason, and its guest continues.
     let guest = Guest::new("till", 16);
     let _console = scene.guest(&guest);
     scene.begin(&guest, MigrationMode::Auto).unwrap();
@@ -400,7 +401,7 @@ fn h06_a_source_that_was_refused_hears_it_again_beside_another_offer() {
     let mut other = open(site, "box-8", id, 2);
     other.say(Lane::Control, &offer(&config, 3)).unwrap();
     assert!(matches!(other.hear(), Some(Message::Prepared(_))));
-    // It has missed that, and its guest stands until it hears it.
+    // The source has missed that, and its guest stays stopped until it hears it.
     for _ in 0..2 {
         let mut source = open(site, "box-7", id, 1);
         source.say(Lane::Control, &commit).unwrap();
@@ -413,7 +414,7 @@ fn h06_a_source_that_was_refused_hears_it_again_beside_another_offer() {
     assert!(matches!(other.hear(), Some(Message::Pong(1))));
 }
 
-/// Whether nothing is left at a site of guests that were refused: no folder, no worker, no name.
+/// Whether a site keeps nothing of refused guests: no folder, no worker, no name.
 pub(crate) fn has_nothing(site: &Site) -> bool {
     let folders = std::fs::read_dir(site.folder().join("state/guests")).unwrap();
     folders.count() == 0 && site.guest(&"till-1000".parse().unwrap()).unwrap().is_none()
@@ -491,7 +492,8 @@ fn h03_a_guest_that_was_ended_where_it_went_is_let_go_by_its_source() {
     let guest = Guest::new("till", 16);
     let mut console = scene.guest(&guest);
     scene.lab.site_mut(SOURCE).kill_migrator();
-    // A commit may be lost with the migrator that dies behind it; the next one says it again.
+    // A commit may be lost with the migrator that dies right after sending it; the next one repeats
+    // it.
     let mut commits = 0;
     let arrived = wait_until(SHOWN_WAIT, || {
         let source = scene.lab.site_mut(SOURCE);
@@ -578,8 +580,8 @@ fn f10_spaces_other_than_the_guests_are_refused_with_what_differs() {
     assert!(has_nothing(site));
 }
 
-/// Sends a guest of zeros whose state is another than the source says that it saved, and gives the root and
-/// the answer.
+/// Sends a guest of zero blocks whose saved state differs from the one that the source announced.
+/// Returns the root and the answer.
 pub(crate) fn send_with_other_state(
     source: &mut Peer,
     config: &GuestConfig,
@@ -692,7 +694,7 @@ fn f27_an_image_that_differs_is_refused_for_ever_and_both_manifests_are_kept() {
     });
     told.expect("the log says where it is");
 
-    // Where it cannot be written, the refusal is the same.
+    // If the state cannot be written to disk, the refusal is the same.
     std::fs::remove_dir_all(&folder).unwrap();
     let (_, reason) = send_with_other_state(
         &mut open(site, "box-7", GuestId(82), 2),

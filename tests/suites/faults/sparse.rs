@@ -1,4 +1,4 @@
-//! A guest whose memory is far larger than what its host's daemons may take.
+//! A guest whose memory is far larger than what its host's daemons may use.
 
 use std::time::Instant;
 
@@ -8,10 +8,11 @@ use towpath_tests::lab::Guest;
 use towpath_tests::scene::{LINK, Scene};
 use towpath_tests::site::Place;
 
-/// What each daemon may take, whatever the guest's size.
+/// The most that each daemon may use, whatever the guest's size.
 const DAEMON_KIB_MAX: u64 = 150 << 10;
 
-/// A guest's memory: hundreds of times what holds anything in it, so that a host of a few GiB has room for it twice.
+/// A guest's memory: hundreds of times its content, so that a host with a few GiB has room for it
+/// twice.
 const MEMORY_MIB: u64 = 64 << 10;
 
 #[test]

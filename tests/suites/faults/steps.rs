@@ -15,11 +15,11 @@ use crate::strays;
 /// A kind of move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A process guest's, all of which is copied before it is switched.
+    /// A process guest, fully copied before the switch.
     Copied,
-    /// A virtual machine's, which is fetched behind its switch.
+    /// A virtual machine, fetched after the switch.
     Fetched,
-    /// A virtual machine's that is copied.
+    /// A virtual machine, copied before the switch.
     Machine,
 }
 
@@ -31,7 +31,7 @@ impl Kind {
         }
     }
 
-    /// A virtual machine where it can be had.
+    /// A guest of this kind; a process guest where virtual machines cannot run.
     fn guest(self, name: &str) -> Guest {
         let guest = Guest::new(name, 16);
         if self != Self::Copied && check_kvm().is_ok() {
@@ -42,7 +42,7 @@ impl Kind {
     }
 }
 
-/// Steps of one side that moves come by in one way.
+/// Steps of one side that moves reach in one way.
 #[derive(Debug)]
 pub(crate) struct Group {
     side: Side,
@@ -57,7 +57,7 @@ const FETCHED: &[Kind] = &[Kind::Fetched];
 
 const COPIED: &[Kind] = &[Kind::Copied, Kind::Machine];
 
-/// So long that a freeze can be met, and fast enough that what was copied before it is soon copied again.
+/// A link long enough to catch a freeze, and fast enough to copy everything again soon.
 const LONG: Link = Link {
     megabits_per_second: 200,
     round_trip: Duration::from_millis(200),
@@ -111,7 +111,7 @@ const OVERDUE: Group = Group {
     steps: &[("thaw", COPIED)],
 };
 
-/// The lanes end with the target's migrator, and with them the freeze.
+/// The lanes end with the target's migrator, which ends the freeze.
 const FREEZE_CUT: Group = Group {
     side: Side::Source,
     way: Way::Behind("load-state"),
@@ -134,7 +134,7 @@ const COMMITTED: Group = Group {
     ],
 };
 
-/// A target that was killed has no paused stage any more, and refuses the commit.
+/// A target that was killed has lost its staged guest, and refuses the commit.
 const COMMIT_REFUSED: Group = Group {
     side: Side::Source,
     way: Way::Behind("say-ready"),
@@ -210,7 +210,7 @@ const OWNED: Group = Group {
     ],
 };
 
-/// Behind the restart of a target whose guest runs and misses blocks.
+/// After the restart of a target whose guest runs with blocks missing.
 const TAKEN_UP: Group = Group {
     side: Side::Target,
     way: Way::Behind("install"),
@@ -234,13 +234,13 @@ const GROUPS: [&Group; 13] = [
     &TAKEN_UP,
 ];
 
-/// Groups of steps at which the guest is the source's alone.
+/// Groups of steps at which the source alone has the guest.
 pub(crate) const BEFORE_THE_COMMIT: [&Group; 2] = [&BEFORE_THE_FREEZE, &FROZEN];
 
-/// Likewise, of its target.
+/// The same, of its target.
 pub(crate) const BEFORE_IT_IS_READY: [&Group; 1] = [&RECEIVING];
 
-/// Every step that a process guest which is copied comes by on its way.
+/// Every step that a copied process guest's move passes on its normal way.
 pub(crate) fn onward() -> Vec<(Side, &'static str)> {
     let groups = GROUPS.iter().filter(|group| group.way == Way::Onward);
     let steps = groups.flat_map(|group| {
@@ -254,12 +254,12 @@ pub(crate) fn onward() -> Vec<(Side, &'static str)> {
 }
 
 impl Group {
-    /// What its steps are called.
+    /// The names of its steps.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
         self.steps.iter().map(|(step, _)| *step)
     }
 
-    /// Kills a migrator at each step, in a move of each kind; kinds side by side.
+    /// Kills a migrator at each step, in a move of each kind; the kinds run concurrently.
     fn play(&self) {
         let kinds = [Kind::Copied, Kind::Fetched, Kind::Machine];
         let failures: Vec<String> = std::thread::scope(|scope| {
@@ -348,7 +348,7 @@ fn fault_06_target_killed_again_as_it_takes_its_guest_up() {
     TAKEN_UP.play();
 }
 
-/// Records that a side does not write, and why.
+/// Records that a side never writes, with the reason.
 const NOT_WRITTEN: [(Side, &str, &str); 9] = [
     (Side::Source, "vacant", "nobody gives away what is not here"),
     (Side::Source, "prepared", "the target's"),
@@ -365,7 +365,7 @@ const NOT_WRITTEN: [(Side, &str, &str); 9] = [
     (Side::Target, "released", "the source's"),
 ];
 
-/// The names that a function gives, as its text has them.
+/// The names that a function returns, taken from its source text.
 fn names(path: &str, function: &str) -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let text = std::fs::read_to_string(root.join(path)).unwrap();
@@ -379,7 +379,7 @@ fn names(path: &str, function: &str) -> BTreeSet<String> {
     strings.map(str::to_owned).collect()
 }
 
-/// Every step of a side: what its actions are called, and the records it writes.
+/// Every step of a side: the names of its actions, and of the records it writes.
 fn steps_of(side: Side) -> BTreeSet<String> {
     let path = format!("migrator/src/engine/{}_move.rs", side.as_str());
     let mut steps = names(&path, "const fn action_name");

@@ -1,4 +1,4 @@
-//! Both migrators killed right behind steps that no move comes by unless somebody says what is wrong.
+//! Both migrators are killed right after steps that a move reaches only if a peer misbehaves.
 
 use towpath_migrator::api::{MigrationMode, Phase};
 use towpath_protocol::fault::Code;
@@ -22,10 +22,10 @@ const TARGET_DROPS: (Side, &str) = (Side::Target, "drop-link");
 
 const SOURCE_DROPS: (Side, &str) = (Side::Source, "drop-link");
 
-/// The steps that die here.
+/// The steps at which they die.
 pub(crate) const STOPS: [(Side, &str); 3] = [REPORT, TARGET_DROPS, SOURCE_DROPS];
 
-/// A process guest, and a virtual machine where it can be had.
+/// A process guest, and a virtual machine where those can run.
 fn guests(name: &str, memory_mib: u64) -> Vec<Guest> {
     let guest = Guest::new(name, memory_mib);
     let machine = Guest::new(&format!("{name}-machine"), memory_mib).virtual_machine();
@@ -59,7 +59,7 @@ fn fault_05_target_killed_as_it_reports_an_image_that_differs() {
         site.start_migrator();
         let kept = std::fs::read_dir(site.folder().join("state/incidents")).unwrap();
         assert_eq!(kept.count(), usize::try_from(attempt).unwrap());
-        // The guest that all this was said of runs where it ran, and moves.
+        // The guest that the false messages were about still runs at its source, and moves.
         scene.begin(&guest, MigrationMode::Auto).unwrap();
         scene.arrives(&guest, &mut console).unwrap();
         scene.lab.forget_guest(&guest.name);
@@ -101,11 +101,11 @@ fn fault_03_source_killed_as_it_drops_lanes_that_are_refused_behind_the_commit()
     for guest in guests("refused", 16) {
         scene.restart_to_die(Side::Source, &failpoint(Side::Source, "relinquished"));
         let mut console = scene.guest(&guest);
-        // One that dies at once does not answer.
+        // A migrator that dies at once does not answer.
         let asked = scene.begin(&guest, MigrationMode::Auto);
         let died = scene.died(Side::Source);
         died.unwrap_or_else(|why| panic!("{why}: {asked:?}"));
-        // Nothing is said of a guest whose record cannot be read.
+        // Nothing is answered about a guest whose record cannot be read.
         let target = scene.lab.site_mut(TARGET);
         target.kill_migrator();
         let journal = target.guest_folder(&guest.name).join("journal");

@@ -1,6 +1,6 @@
-//! Hundreds of moves that something happens to, drawn from seeds.
+//! Hundreds of disturbed moves, drawn from seeds.
 //!
-//! `TOWPATH_SEED=n` runs that seed alone; with `TOWPATH_TRIALS=m` so many from there on.
+//! `TOWPATH_SEED=n` runs that seed alone; together with `TOWPATH_TRIALS=m`, m seeds from there on.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -12,22 +12,23 @@ use towpath_tests::lab::{Lab, Link, check_kvm};
 use towpath_tests::trial::{Disturbance, Trial};
 use towpath_tests::watch::Watch;
 
-/// Trials of a run unless told otherwise.
+/// Default number of trials.
 const TRIAL_COUNT: u64 = 300;
 
-/// From so many trials on everything must have happened: one in twenty is of the rarest kinds.
+/// With this many trials, everything must have occurred: the rarest kinds are one in twenty.
 const ENOUGH_COUNT: u64 = 200;
 
-/// Of so many trials at least one has to meet its move under way.
+/// At least one in this many trials has to disturb a move while it is in progress.
 const HIT_PARTS_MAX: u64 = 3;
 
-/// Of so many trials at least one is of a virtual machine, where there can be any.
+/// At least one in this many trials uses a virtual machine, where those can run.
 const VIRTUAL_PARTS_MAX: u64 = 3;
 
-/// Of a hundred guests so many move at least: few change faster than their link carries, and may not fetch.
+/// At least this many of a hundred guests have to move or crash: few change faster than their link
+/// carries and have a mode without post-copy.
 const MOVED_PERCENT_MIN: u64 = 95;
 
-/// Ways to disturb a move, as they are counted.
+/// Kinds of disturbances, as they are counted.
 const KINDS: [&str; 9] = [
     "Migrator",
     "BothMigrators",
@@ -40,10 +41,10 @@ const KINDS: [&str; 9] = [
     "Upgrade",
 ];
 
-/// Labs side by side: a trial waits more than it works.
+/// Concurrent labs: a trial waits more than it works.
 const LAB_COUNT: u64 = 4;
 
-/// Links of the labs, one after the other.
+/// Links of the labs, in order.
 const LINKS: [Link; 4] = [link(300, 4), link(200, 10), link(500, 2), link(250, 8)];
 
 const fn link(megabits_per_second: u64, round_trip_ms: u64) -> Link {
@@ -58,27 +59,28 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().expect("a number"))
 }
 
-/// What came of some trials.
+/// The results of some trials.
 #[derive(Debug, Default)]
 struct Tally {
     count: u64,
     moved_count: u64,
     /// Guests whose process was killed before they were handed over.
     crashed_count: u64,
-    /// Moves that were under way when they were disturbed.
+    /// Moves that were in progress when they were disturbed.
     hit_count: u64,
     /// Moves that needed more than one attempt.
     again_count: u64,
-    /// Moves of virtual machines, and those of them that were under way when they were disturbed.
+    /// Moves of virtual machines, and those of them that were in progress when they were disturbed.
     virtual_count: u64,
     virtual_hit_count: u64,
-    /// What moves under way were met by.
+    /// Disturbances that hit a move in progress, by kind.
     hits_by_kind: BTreeMap<String, u64>,
     took_ms: Vec<u128>,
 }
 
 impl Tally {
-    /// Checks that moves were disturbed, in every way: trials in which nothing happens prove nothing.
+    /// Checks that moves were disturbed in every way: trials in which nothing happens prove
+    /// nothing.
     fn expect_variety(&self, has_kvm: bool) {
         assert!(
             (self.moved_count + self.crashed_count) * 100 >= self.count * MOVED_PERCENT_MIN,
@@ -101,7 +103,7 @@ impl Tally {
     }
 }
 
-/// Takes seeds until there are no more, or one failed.
+/// Runs seeds until there are none left, or one has failed.
 fn work(
     link: Link,
     (seeds, end): (&AtomicU64, u64),

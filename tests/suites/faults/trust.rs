@@ -1,4 +1,4 @@
-//! Hosts that are revoked, and lists of revoked hosts that have ended, in the middle of a move.
+//! Hosts that are revoked, and revocation lists that end, in the middle of a move.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,19 +10,19 @@ use towpath_tests::scene::{SOURCE, Scene, TARGET};
 use towpath_tests::site::Place;
 use towpath_tests::verdict::wait_until;
 
-/// So slow that a move is still under way when a list has ended that was signed in its middle.
+/// A link so slow that a move outlasts a list that is signed in its middle.
 const SLOW: Link = Link {
     megabits_per_second: 60,
     round_trip: Duration::from_millis(10),
 };
 
-/// How long a tunnel may take to read its list, and a move to show what came of that, on a busy machine.
+/// How long a tunnel may take to read its list, and a move to show the effect, on a busy machine.
 const SHOWN_WAIT: Duration = Duration::from_secs(20);
 
-/// How long a list lasts that is to end in the middle of a move.
+/// Validity of a list that is to end in the middle of a move.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// Whether a tunnel says of a host that it is revoked.
+/// Whether a tunnel reports revoked hosts.
 fn knows_revoked(scene: &Scene, place: Place) -> bool {
     let status = scene.lab.site(place).tunnel_status();
     status.is_ok_and(|status| {
@@ -31,7 +31,7 @@ fn knows_revoked(scene: &Scene, place: Place) -> bool {
     })
 }
 
-/// Waits until the newest list of a site has ended.
+/// Waits until a site's newest list has ended.
 fn list_ends(scene: &Scene, place: Place, number: u64) {
     let has_ended = wait_until(SHOWN_WAIT, || {
         let status = scene.lab.site(place).tunnel_status().ok()?;
@@ -43,7 +43,7 @@ fn list_ends(scene: &Scene, place: Place, number: u64) {
     assert!(has_ended.is_some(), "{place:?} does not take list {number}");
 }
 
-/// Puts a new list in place of the one in use, good for so long; gives its number.
+/// Replaces the list in use by a new one with this validity; returns its number.
 fn next_list(lab: &Lab, place: Place, lasting: Duration) -> u64 {
     let lists = lab.site(place).tunnel_status().unwrap().certificate;
     lab.sign_list(&Which::None, lasting);
@@ -53,7 +53,7 @@ fn next_list(lab: &Lab, place: Place, lasting: Duration) -> u64 {
 
 #[test]
 fn t10_a_move_to_a_host_that_is_revoked_ends_and_its_guest_runs_on() {
-    // A live link that is closed, and one that is not made again.
+    // A live link that is closed, and a link that is not made again.
     for is_away in [false, true] {
         let mut scene = Scene::new(SLOW);
         let guest = Guest::new("victim", 64);
@@ -92,7 +92,7 @@ fn t10_a_move_to_a_host_that_is_revoked_ends_and_its_guest_runs_on() {
         );
         assert!(scene.lab.site(SOURCE).verify(&guest.name).unwrap().verified);
         scene.watch.check().unwrap();
-        // Nothing new begins towards it either, and the refusal says why.
+        // No new move begins towards the host either, and the refusal gives the reason.
         let again = scene.begin(&guest, MigrationMode::Auto).unwrap_err();
         assert!(again.contains(Code::Denied.as_str()), "{again}");
         assert!(again.to_lowercase().contains("revoked"), "{again}");
@@ -130,7 +130,7 @@ fn t12_a_list_that_has_ended_stops_new_moves_and_none_that_is_under_way() {
             rest.moves[0].total_ms
         );
 
-        // The next list ends the trouble.
+        // The next list resolves it.
         let number = next_list(&scene.lab, place, LIST_VALIDITY);
         let is_read = wait_until(SHOWN_WAIT, || {
             let status = scene.lab.site(place).tunnel_status().ok()?;
@@ -142,7 +142,7 @@ fn t12_a_list_that_has_ended_stops_new_moves_and_none_that_is_under_way() {
     }
 }
 
-/// How long after its revocation nothing of a guest may go to a host any more.
+/// How long after its revocation a host may still receive parts of a guest.
 const REVOKED_WAIT: Duration = Duration::from_secs(5);
 
 #[test]
@@ -164,13 +164,14 @@ fn t10_a_target_that_is_revoked_in_post_copy_gets_no_more_and_the_guest_runs_now
         assert_eq!(view.phase, Phase::Serving, "{view:?}");
         view.blocks_left
     };
-    // Not waiting for anything: nothing is to happen, however often the source tries.
+    // Not a wait for an event: nothing should happen, however often the source tries.
     std::thread::sleep(REVOKED_WAIT);
     let before = left();
     std::thread::sleep(REVOKED_WAIT);
     assert_eq!(left(), before, "it is still served");
     assert!(before > 0, "it was to be met in post-copy");
-    // The guest is its target's all the same: here it is kept and does not run, also behind a restart.
+    // The target still owns the guest: the source keeps its copy without running it, even after a
+    // restart.
     for _ in 0..2 {
         let kept = scene.lab.site(SOURCE).guest(&guest.name).unwrap();
         let kept = kept.expect("it is known here");
@@ -184,7 +185,7 @@ fn t10_a_target_that_is_revoked_in_post_copy_gets_no_more_and_the_guest_runs_now
     assert_eq!(owner.expect("it is there").ownership, Ownership::Owned);
     scene.watch.check().unwrap();
 
-    // With another certificate its host is let in again, and nothing of the guest is lost.
+    // With a new certificate the host is admitted again, and nothing of the guest is lost.
     scene.lab.certify(TARGET);
     scene.arrives(&guest, &mut console).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Migrators of other releases: hosts that have no version in common.
+//! Migrators of other releases: hosts that have no protocol version in common.
 
 use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
 use towpath_protocol::fault::{Code, Fault};
@@ -13,13 +13,13 @@ use towpath_tests::verdict::wait_until;
 
 use crate::peers::{SHOWN_WAIT, code, host, shown};
 
-/// What a release speaks that is two ahead of this one.
+/// The versions of a release that is two ahead of this one.
 const THEIRS: VersionRange = VersionRange {
     min: version::OURS.max + 2,
     max: version::OURS.max + 3,
 };
 
-/// Waits until the site's migrator has logged a line with all of this.
+/// Waits until the site's migrator has logged a line with all of these parts.
 fn logs(site: &Site, parts: &[&str]) {
     let told = wait_until(SHOWN_WAIT, || {
         let log = std::fs::read_to_string(site.migrator_log()).ok()?;
@@ -34,7 +34,7 @@ fn f29_a_source_that_speaks_no_version_of_ours_is_told_both_ranges() {
     let scene = Scene::new(LINK);
     let site = scene.lab.site(TARGET);
     let older = VersionRange { min: 0, max: 0 };
-    // Two hosts: one that comes again for the same reason has one line of the log a minute.
+    // Two hosts, because refusals of one host for the same reason are logged only once a minute.
     for (box_name, theirs, upgrade) in [
         ("box-7", THEIRS, "region/host-1"),
         ("box-8", older, "edge/box-8"),
@@ -62,7 +62,8 @@ fn f29_a_move_to_a_target_that_speaks_no_version_of_ours_ends_and_says_both_rang
     scene.lab.site_mut(TARGET).kill_migrator();
     let other = Answerer::at(scene.lab.site(TARGET));
     let ours = version::OURS;
-    // A refusal in the words of an older release, one that says nothing, and a choice that was not offered.
+    // A refusal as an older release words it, one without detail, and a choice that was not
+    // offered.
     let refused = |detail: &str| {
         let fault = Fault::new(Code::Version, detail);
         Message::Refused(Reason::from(&fault))
@@ -103,7 +104,7 @@ fn f29_a_move_to_a_target_that_speaks_no_version_of_ours_ends_and_says_both_rang
         assert_eq!(view.state, GuestState::Running);
         assert_eq!(view.ownership, Ownership::Owned);
     }
-    // It is upgraded, and takes the guest.
+    // It is upgraded, and accepts the guest.
     drop(other);
     scene.lab.site_mut(TARGET).start_migrator();
     scene.begin(&guest, MigrationMode::Auto).unwrap();

@@ -1,4 +1,5 @@
-//! What was asked of a move holds: how much of the link it may take, and which stages it may use.
+//! The limits set in a request for a move are kept: its share of the link, and the stages it may
+//! use.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,10 @@ use towpath_tests::lab::{Guest, Lab};
 use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene, TARGET};
 use towpath_tests::verdict::wait_until;
 
-/// A move's own rate: far below what the link carries.
+/// A move's own rate cap: far below what the link carries.
 const RATE_BITS: u64 = 40_000_000;
 
-/// Moves that may meet a machine too busy to use their rate.
+/// Attempts, because a machine may be too busy to use up the rate.
 const TRY_COUNT: usize = 4;
 
 /// How long its bytes are counted.
@@ -23,7 +24,7 @@ fn begin(scene: &Scene, request: &MigrationRequest) {
     assert!(begun.is_ok(), "{begun:?}");
 }
 
-/// Moves a guest under its rate; the hundredths of what it may that its bytes on the link came to.
+/// Moves a guest under its rate cap; returns its bytes on the link as a percentage of the cap.
 fn share_of_rate(scene: &Scene, guest: &Guest) -> u64 {
     let mut console = scene.guest(guest);
     begin(
@@ -59,19 +60,19 @@ fn share_of_rate(scene: &Scene, guest: &Guest) -> u64 {
 #[test]
 fn the_rate_of_a_move_is_that_of_its_bytes_on_the_link() {
     let scene = Scene::new(LINK);
-    // Half of its pages pack well: what goes over the link is about half of what it is made from.
+    // Half of its pages compress well, so that about half as many bytes go over the link.
     let guest = Guest::new("thrifty", 48);
     let mut shares = Vec::new();
     for _ in 0..TRY_COUNT {
         let share = share_of_rate(&scene, &guest);
-        // More by what is under way between two looks.
+        // The excess is what is in flight between two readings.
         assert!(share <= 105, "{share} hundredths of the rate");
         shares.push(share);
         if share >= 80 {
             return;
         }
     }
-    // Less by what a busy machine does not get done.
+    // A busy machine may not reach the rate.
     panic!("hundredths of the rate: {shares:?}");
 }
 
@@ -86,7 +87,8 @@ fn a_guest_that_pre_copy_alone_cannot_move_is_copied_once() {
     begin(
         &scene,
         &MigrationRequest {
-            // Less than freezing alone takes: however little it writes on a busy machine, it does not converge.
+            // Less than a freeze takes: even if a busy machine lets the guest write little, it does
+            // not converge.
             max_pause_ms: 5,
             ..Lab::request(&guest, SOURCE, MigrationMode::Pre)
         },
@@ -118,7 +120,7 @@ fn a_move_that_its_target_refuses_says_which_host_that_was() {
     assert_eq!(error.host, Some(target));
 }
 
-/// Half of a guest's pages pack well; what is pushed once it runs at its target is packed as what goes before.
+/// Half of a guest's pages compress well. What is pushed after the switch is packed like the rest.
 #[test]
 fn what_follows_a_guest_by_post_copy_is_packed_for_its_link() {
     let scene = Scene::new(SLOW);

@@ -1,4 +1,4 @@
-//! What caps, weights and timetables let onto the cable, by the kernel's own count.
+//! What caps, weights and timetables let onto the cable, by the kernel's counters.
 
 use std::ops::RangeInclusive;
 use std::thread;
@@ -17,33 +17,34 @@ use super::channels::spec;
 const CAP: &str = "20Mbit";
 const LOW_CAP: &str = "8Mbit";
 
-/// What a cap must hold for: long enough that a packet more or less is nothing.
+/// The window over which a cap is checked: long enough that a packet more or less does not matter.
 const WINDOW: Duration = Duration::from_secs(4);
 
-/// By which part of it the wire may be off, and what it may be short of where the machine had no time.
+/// The divisor for the allowed deviation on the wire, and for the most that is excused by a busy
+/// machine.
 const OFF_PART: u64 = 50;
 const SHORT_PART: u64 = 5;
 
-/// What a flow has carried once its start is over.
+/// Bytes after which the start of a flow is over.
 const START_BYTES: u64 = 1_000_000;
 
-/// What bulk has of the cap: a fiftieth more or less than three quarters.
+/// Bulk's share of the cap, in thousandths: three quarters, give or take a fiftieth.
 const BULK_PER_THOUSAND: RangeInclusive<u64> = 735..=765;
 
-/// Time between two looks at the clock.
+/// Interval between readings of the clock.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How soon after its minute a cap is the other one.
+/// How soon after its minute a cap changes.
 const CHANGED: Duration = Duration::from_secs(2);
 
-/// Where a channel of class app begins.
+/// The port of a channel of class app.
 const APP_DOOR: u16 = 7103;
 
 fn rate(text: &str) -> Rate {
     text.parse().expect("a rate")
 }
 
-/// Packets are counted one by one, as on a real wire, and not in batches.
+/// Turns segmentation offload off, so that packets are counted one by one as on a real wire.
 fn count_packets(hosts: &Hosts) {
     hosts.ip(
         Host::Edge,
@@ -51,7 +52,7 @@ fn count_packets(hosts: &Hosts) {
     );
 }
 
-/// What leaves the edge in the window is what the cap gives.
+/// Checks that the bytes that leave the edge in the window match the cap.
 fn check_cap(hosts: &Hosts, cap: &str) {
     let watch = hosts.watch();
     let [before, _] = hosts.wire_bytes(Host::Edge);
@@ -69,7 +70,7 @@ fn check_cap(hosts: &Hosts, cap: &str) {
 
 const MINUTE: u64 = 60;
 
-/// What is looked at before the caps change, in seconds, with all that stands before it.
+/// Seconds needed for the checks before the caps change, including the setup.
 const BEFORE_SECONDS: u64 = 20;
 
 fn now() -> u64 {
@@ -77,14 +78,14 @@ fn now() -> u64 {
     now.expect("after 1970").as_secs()
 }
 
-/// A week whose cap is another for half an hour from a moment on.
+/// A weekly timetable with another cap for half an hour from this time on.
 fn week(change: u64) -> String {
     let time_of_day = |unix: u64| format!("{:02}:{:02}", unix / 3600 % 24, unix / 60 % 60);
     let (from, to) = (time_of_day(change), time_of_day(change + 30 * MINUTE));
     format!("{LOW_CAP} {from}-{to} daily, {CAP} otherwise")
 }
 
-/// Bulk has three quarters of what the cap gives.
+/// Checks that bulk gets three quarters of the cap.
 fn check_shares(flows: &[Flow; 2], check: impl FnOnce()) {
     let received = || [0, 1].map(|flow: usize| flows[flow].received());
     let before = received();
@@ -98,7 +99,7 @@ fn check_shares(flows: &[Flow; 2], check: impl FnOnce()) {
 
 #[test]
 fn caps_and_weights_hold_on_the_cable_and_a_cap_is_another_at_its_minute() {
-    // The next minute, unless that is about to begin.
+    // The next minute, unless too little of this one is left.
     let change = (now() + BEFORE_SECONDS).div_ceil(MINUTE) * MINUTE;
     let weight = |weight| Share {
         weight: Some(weight),

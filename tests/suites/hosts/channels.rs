@@ -1,4 +1,5 @@
-//! Channels between hosts: who carries their bytes, how they end, and what their metadata does to them.
+//! Channels between hosts: the path of their bytes, how they end, and how their metadata affects
+//! them.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,7 +16,7 @@ use towpath_tunnel::status::LinkState;
 
 use super::{PLAIN, until_paused};
 
-/// Where the channels begin.
+/// Ports on which the channels listen.
 const DOORS: [u16; 2] = [7101, 7102];
 
 /// A channel to the service `up` of a site.
@@ -27,7 +28,7 @@ pub(super) fn spec(name: &str, door: u16, peer: Host, generation: u64) -> Channe
     spec
 }
 
-/// Hosts of two edges that are linked, beside the region.
+/// Hosts with two edges that are linked to each other and to the region.
 fn linked_edges() -> Option<Hosts> {
     let mut hosts = Hosts::start(PLAIN, other_is_peer)?;
     hosts.start_other();
@@ -52,7 +53,8 @@ fn ends(socket: &mut TcpStream) -> ErrorKind {
     }
 }
 
-/// Bytes echoed between the edges, in parts, and what of it the region may see: words that keep its link.
+/// Bytes echoed between the edges, in parts; and the most that the region may see meanwhile, which
+/// only keeps its link alive.
 const ECHOED_BYTES: usize = 2_000_000;
 const PART_BYTES: usize = 100_000;
 const KEPT_BYTES: u64 = 100_000;
@@ -77,7 +79,7 @@ fn con_3_edges_talk_directly_and_the_region_carries_nothing() {
         echo(&mut socket, 1);
         fastest = fastest.min(asked.elapsed());
     }
-    // By the region it would be two.
+    // Through the region it would be two round trips.
     let round_trip = PLAIN.delay * 2;
     assert!(fastest < round_trip * 3 / 2, "{fastest:?}: a detour");
     let after = hosts.wire_bytes(Host::Region);
@@ -103,7 +105,7 @@ fn half_closes_and_resets_pass() {
     far.read_to_string(&mut heard)
         .expect("bytes and their end come");
     assert_eq!(heard, "asked");
-    // The other half goes on.
+    // The other direction goes on.
     far.write_all(b"answered").expect("it is heard");
     drop(far);
     heard.clear();
@@ -118,7 +120,7 @@ fn half_closes_and_resets_pass() {
         left.read_exact(&mut [0]).expect("it comes through");
         left.write_all(b"?").expect("it is heard");
         leaving.peek(&mut [0]).expect("it comes through");
-        // It goes away with a byte unread, which is a reset.
+        // It is closed with a byte unread, which causes a reset.
         drop(leaving);
         assert_eq!(ends(&mut left), ErrorKind::ConnectionReset, "{is_near}");
     }
@@ -148,7 +150,7 @@ fn con_6_removal_tears_a_channel_down_and_leaves_the_other() {
     echo(&mut hosts.connect(DOORS[0]).expect("a connection"), 1000);
 }
 
-/// How long a channel without its pusher is to live, and how late it may end.
+/// Lifetime of a channel without its pusher, and how late it may end.
 const LIFE_SECONDS: u64 = 12;
 const LATE_SECONDS: u64 = 3;
 
@@ -163,7 +165,7 @@ fn con_7_a_channel_carries_on_without_its_pusher_until_it_expires() {
     let mut brief = spec("till", DOORS[0], Host::Region, 1);
     brief.expires_unix_seconds = Some(end);
     hosts.open(&brief).expect("a channel");
-    // Whoever pushed it says no more from here on.
+    // The pusher does not renew it from here on.
     let mut socket = hosts.connect(DOORS[0]).expect("a connection");
     let _second = hosts.connect(DOORS[0]).expect("a connection");
     echo(&mut socket, 1000);
@@ -181,7 +183,7 @@ fn con_7_a_channel_carries_on_without_its_pusher_until_it_expires() {
     until("nobody listens", || hosts.connect(DOORS[0]).is_err());
 }
 
-/// What a service says to whoever calls.
+/// The word that a service sends to a client.
 fn call(hosts: &Hosts) -> String {
     let mut word = [0; 5];
     let called = hosts.connect(DOORS[0]).and_then(|mut socket| {
@@ -218,7 +220,7 @@ fn con_8_a_new_generation_moves_traffic_to_another_host_without_a_gap() {
         moved.expect("a channel that moves");
         calling.join().expect("it only calls")
     });
-    // Nobody was turned away, and nobody went back.
+    // No client was refused, and none reached the old service after the new one.
     let moved = heard.iter().position(|word| word == "other");
     let (first, other) = heard.split_at(moved.unwrap_or(heard.len()));
     let all_say = |calls: &[String], word: &str| calls.iter().all(|said| said == word);

@@ -1,14 +1,14 @@
-//! Which crate of ours may know which.
+//! Which of our crates may depend on which.
 //!
-//! The daemons are separate processes that meet at Unix sockets, so they never know each other's code;
-//! only the command line knows them all.
+//! The daemons are separate processes that communicate over Unix sockets, so they never depend on
+//! each other's code; only the command line depends on all of them.
 
 use toml::Table;
 
 use crate::house::{File, files, no_complaints, read};
 use crate::scan::code_of;
 
-/// A crate, whom of ours it is built from, and whom its tests may use beside those.
+/// A crate, the crates of ours that it depends on, and those that only its tests may use.
 struct Rule {
     name: &'static str,
     built_from: &'static [&'static str],
@@ -40,13 +40,13 @@ const RULES: [Rule; 10] = [
     Rule {
         name: "tunnel",
         built_from: &["certs", "daemon", "forecast", "protocol"],
-        // The relay stands for the network.
+        // The relay emulates the network.
         tested_with: &["bench"],
     },
     Rule {
         name: "guest",
         built_from: &["protocol"],
-        // Its client: what drives a guest process in earnest drives it in tests.
+        // Its real client: the code that drives guest processes in production drives them in tests.
         tested_with: &["migrator"],
     },
     Rule {
@@ -54,7 +54,7 @@ const RULES: [Rule; 10] = [
         built_from: &["daemon", "protocol"],
         tested_with: &[],
     },
-    // The relay is part of the demo, so the benches are below the command line.
+    // The relay is part of the demo, so the command line depends on the benches.
     Rule {
         name: "bench",
         built_from: &[
@@ -108,10 +108,11 @@ fn crates_know_only_whom_they_may_know() {
     no_complaints(&complaints);
 }
 
-/// Crates that only compute: what the system is, does or says is an argument of theirs.
+/// Crates that only compute: everything about the system is passed to them as an argument.
 const PURE: [&str; 2] = ["protocol/src/", "forecast/src/"];
 
-/// What of the standard library reaches the system, and the grouped import that could hide it.
+/// Parts of the standard library that access the system, and the grouped import that could hide
+/// them.
 const SYSTEM: [&str; 8] = [
     "std::env",
     "std::fs",
@@ -123,7 +124,7 @@ const SYSTEM: [&str; 8] = [
     "std::{",
 ];
 
-/// Addresses are values.
+/// Exception: addresses are plain values.
 const VALUES: [&str; 1] = ["std::net::SocketAddr"];
 
 #[test]
@@ -210,7 +211,7 @@ fn manifest(name: &str) -> Table {
         .unwrap_or_else(|e| panic!("{}: {e}", file.path))
 }
 
-/// The crates of ours that a table names.
+/// Our crates in a table of a manifest.
 fn ours(manifest: &Table, table: &str) -> Vec<String> {
     let table = manifest.get(table).and_then(|table| table.as_table());
     let keys = table.into_iter().flat_map(Table::keys);

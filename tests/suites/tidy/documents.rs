@@ -1,4 +1,4 @@
-//! The documents say what is there, and nothing that is not.
+//! Checks that the documents describe everything that exists, and nothing else.
 
 use std::collections::BTreeSet;
 
@@ -7,13 +7,10 @@ use towpath_protocol::fault::Code;
 use crate::house::{File, files, no_complaints, read, root};
 use crate::scan::code_of;
 
-/// Where metrics are named in the code.
-const METRIC_FILES: [&str; 2] = [
-    "tunnel/src/operators/metrics.rs",
-    "migrator/src/engine/metrics.rs",
-];
+/// The files in which metrics are named.
+const METRIC_FILES: [&str; 2] = ["tunnel/src/operators/metrics.rs", "migrator/src/engine/metrics.rs"];
 
-/// Where configuration files are described in the code, and the heading of each in its page.
+/// The files in which configurations are defined, and the heading of each in its page.
 const CONFIG_FILES: [&str; 2] = ["tunnel/src/config.rs", "migrator/src/config.rs"];
 
 #[test]
@@ -60,7 +57,7 @@ fn every_metric_stands_in_its_page_and_no_other() {
     }
 }
 
-/// The metrics' names among a file's strings.
+/// The metric names among a file's strings.
 fn quoted(text: &str) -> Vec<String> {
     let strings = text.split('"').skip(1).step_by(2);
     strings
@@ -123,7 +120,7 @@ fn links(prose: &str) -> impl Iterator<Item = &str> {
         .filter_map(|rest| rest.split(')').next())
 }
 
-/// The text without what stands between fences.
+/// The text without its fenced blocks.
 fn without_fences(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }

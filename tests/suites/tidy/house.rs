@@ -1,9 +1,9 @@
-//! The repository's files, as the rules see them.
+//! The repository's files, as input for the rules.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Deepest folder that is looked at; the repository is half as deep.
+/// Deepest folder that is searched; the repository is half as deep.
 const FOLDER_DEPTH_MAX: usize = 12;
 
 /// The repository's root.
@@ -20,14 +20,14 @@ pub(crate) struct File {
     pub(crate) text: String,
 }
 
-/// One file.
+/// Reads one file.
 pub(crate) fn read(path: &str) -> File {
     let text = fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
     let path = path.to_owned();
     File { path, text }
 }
 
-/// All files with an ending such as `.rs`, in the order of their paths.
+/// All files with an ending such as `.rs`, sorted by path.
 pub(crate) fn files(ending: &str) -> Vec<File> {
     let mut paths = Vec::new();
     collect(root(), 0, &mut |path| {
@@ -42,7 +42,7 @@ pub(crate) fn files(ending: &str) -> Vec<File> {
     paths.iter().map(|path| read(path)).collect()
 }
 
-/// Calls `found` for every file that is no product of a build and not hidden.
+/// Calls `found` for every file that is neither hidden nor build output.
 fn collect(folder: &Path, depth: usize, found: &mut dyn FnMut(&Path)) {
     assert!(
         depth <= FOLDER_DEPTH_MAX,
@@ -71,7 +71,7 @@ fn collect(folder: &Path, depth: usize, found: &mut dyn FnMut(&Path)) {
     }
 }
 
-/// Fails with every complaint at once, so that one run shows all there is to mend.
+/// Fails with all complaints at once, so that one run shows everything to fix.
 pub(crate) fn no_complaints(complaints: &[String]) {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }

@@ -1,6 +1,6 @@
-//! Rust text with comments and literals told apart from code, as far as the rules need it.
+//! Separates Rust code from comments and literals, as far as the rules need it.
 
-/// Blanks out what is not code: comments, strings and characters. Lines keep their numbers.
+/// Blanks out comments, strings and characters. Line numbers are kept.
 pub(crate) fn code_of(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -28,7 +28,7 @@ pub(crate) fn code_of(text: &str) -> String {
     code
 }
 
-/// The words of code: identifiers and keywords, with their line from 1.
+/// The words of code, which are identifiers and keywords, with their line numbers from 1.
 pub(crate) fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
     code.lines().enumerate().flat_map(|(index, line)| {
         line.split(|c: char| !c.is_alphanumeric() && c != '_')
@@ -47,7 +47,7 @@ pub(crate) struct Function<'a> {
     pub(crate) body_lines: usize,
 }
 
-/// The functions of code that have a body, those inside others too.
+/// All functions with a body, nested ones included.
 pub(crate) fn functions(code: &str) -> Vec<Function<'_>> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("fn ") {
@@ -71,7 +71,7 @@ pub(crate) fn functions(code: &str) -> Vec<Function<'_>> {
     found
 }
 
-/// Where the braces of a function's body stand behind its name; none if it has no body.
+/// Offsets of the braces of a function's body after its name; `None` if it has no body.
 fn body(rest: &str) -> Option<(usize, usize)> {
     let (mut brackets, mut braces, mut open) = (0_i32, 0_i32, None);
     for (at, c) in rest.char_indices() {
@@ -129,7 +129,7 @@ fn raw_string_end(text: &str) -> Option<usize> {
     })
 }
 
-/// The end of a character literal; 0 at a lifetime.
+/// The end of a character literal; 0 if it is a lifetime.
 fn character_end(text: &str) -> usize {
     let mut chars = text.char_indices().skip(1);
     match (chars.next(), chars.next()) {

@@ -1,26 +1,26 @@
-//! What every source file keeps.
+//! Rules for every source file.
 
 use std::collections::BTreeSet;
 
 use crate::house::{File, files, no_complaints, read};
 use crate::scan::{code_of, functions, words};
 
-/// Longest file, in lines: more is two subjects.
+/// Longest file, in lines; a longer one has two subjects.
 const FILE_LINES_MAX: usize = 800;
 
-/// Longest body of a function, in lines: more is two steps.
+/// Longest body of a function, in lines; a longer one has two steps.
 const FUNCTION_LINES_MAX: usize = 70;
 
-/// Tables of data that are written as functions: one entry a line, and nothing to be divided.
+/// Functions that are tables of data: one entry per line, with nothing to split.
 const DATA_TABLES: [(&str, &str); 2] = [
     ("daemon/src/problem/advice.rs", "ours"),
     ("daemon/src/problem/advice.rs", "peers"),
 ];
 
-/// Functions that are longer today. None is added: this list only gets shorter.
+/// Functions that are too long today. None may be added: the list only gets shorter.
 const LONG_FUNCTIONS: [(&str, &str); 1] = [("migrator/src/engine/metrics.rs", "new")];
 
-/// The crates without a line of unsafe code, by their roots.
+/// The roots of the crates that forbid unsafe code.
 const SAFE_ROOTS: [&str; 9] = [
     "protocol/src/lib.rs",
     "forecast/src/lib.rs",
@@ -45,10 +45,11 @@ const UNSAFE_FILES: [&str; 8] = [
     "migrator/src/guest/missing.rs",
 ];
 
-/// The two sides are source and target; these words are used for both sides somewhere.
+/// The two sides are called source and target; these words would each name both sides somewhere.
 const BANNED_WORDS: [&str; 6] = ["src", "dst", "dest", "destination", "sender", "receiver"];
 
-/// Names that others gave: the halves of a channel, a setting of zstd, and a UDP packet's two addresses.
+/// Names given by others: the halves of a channel, a setting of zstd, and a UDP packet's two
+/// addresses.
 const FOREIGN_WORDS: [&str; 5] = [
     "Sender",
     "Receiver",
@@ -57,7 +58,7 @@ const FOREIGN_WORDS: [&str; 5] = [
     "src_ip",
 ];
 
-/// What diagrams in comments are drawn with, beside ASCII.
+/// Non-ASCII characters that diagrams in comments may use.
 fn is_drawing(c: char) -> bool {
     matches!(c, '\u{2500}'..='\u{257f}' | '\u{25a0}'..='\u{25ff}' | '\u{2190}'..='\u{21ff}' | '\u{d7}' | '\u{b5}')
 }
@@ -80,7 +81,7 @@ fn every_file_begins_with_a_sentence_and_is_short() {
     no_complaints(&complaints);
 }
 
-/// Whether a file is tests alone, which may be as long as what they tell.
+/// Whether a file only holds tests, whose functions may be of any length.
 fn is_of_tests(path: &str) -> bool {
     path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("/tests.rs")
 }
@@ -94,7 +95,7 @@ fn functions_are_short() {
             continue;
         }
         let code = code_of(&text);
-        // They come last in their file.
+        // Test modules come last in their file.
         let code = code
             .split("#[cfg(test)]\nmod tests {")
             .next()
@@ -159,7 +160,7 @@ fn the_two_sides_are_called_source_and_target() {
     no_complaints(&complaints);
 }
 
-/// The words inside an identifier, in small letters: of `DstPort` and `dst_port` the same two.
+/// The lower-case words inside an identifier; the same two for `DstPort` and `dst_port`.
 fn parts(word: &str) -> impl Iterator<Item = String> {
     let mut parts = vec![String::new()];
     let mut was_small = false;

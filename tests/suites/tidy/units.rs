@@ -1,4 +1,4 @@
-//! The units a service manager runs.
+//! Checks the systemd units.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::house::{File, files, no_complaints};
 
-/// Units and the most that `systemd-analyze security` may say of their exposure, of 10.
+/// Units, each with the highest exposure, out of 10, that `systemd-analyze security` may report.
 const EXPOSURE_MAX: [(&str, f64); 2] = [
     ("towpath-tunnel.service", 1.5),
     ("towpath-migrator.service", 1.0),
@@ -30,7 +30,7 @@ fn values<'a>(unit: &'a File, key: &str) -> Vec<&'a str> {
     of_key.flat_map(|(_, value)| value.split(' ')).collect()
 }
 
-/// Whether systemd's own judge is here; says so if not.
+/// Whether `systemd-analyze` is installed; prints a note if not.
 fn has_judge() -> bool {
     let asked = Command::new("systemd-analyze").arg("--version").output();
     if asked.is_err() {
@@ -39,7 +39,7 @@ fn has_judge() -> bool {
     asked.is_ok()
 }
 
-/// The keys of a unit's own section that do not stand right under a reason.
+/// The keys of a unit's own section that have no comment with a reason directly above them.
 fn without_reason(text: &str) -> Vec<&str> {
     let is_section = |line: &&str| ["[Service]", "[Socket]"].contains(line);
     let keys = text.lines().skip_while(|line| !is_section(line)).skip(1);
@@ -68,14 +68,14 @@ fn each_key_of_a_unit_has_a_reason_of_its_own() {
         complaints.extend(missing.into_iter().map(complain));
     }
     no_complaints(&complaints);
-    // One reason is not taken for the key below the next one.
+    // A reason covers only the key directly below it.
     let shared =
         "[Service]\n# Why.\nUser=one\nGroup=one\n\n# Why.\n\nUMask=0077\n[Install]\nAlso=x\n";
     assert_eq!(without_reason(shared), ["Group=one", "UMask=0077"]);
 }
 
-/// A credential stays as it was when its unit started: a renewed key comes by the reload, to where the package's
-/// configuration has it.
+/// A credential keeps the value it had when its unit started. So a reload has to copy a renewed key
+/// to the path in the package's configuration.
 #[test]
 fn a_reload_hands_over_the_key_where_the_tunnel_looks_for_it() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -92,7 +92,8 @@ fn a_reload_hands_over_the_key_where_the_tunnel_looks_for_it() {
     assert_eq!(named("key"), handed);
     let place = named("next_key");
     let user = values(unit, "User")[0];
-    // The key is there before the tunnel is told to look. A second line would exchange the credential in some versions.
+    // The key is copied before the tunnel is signalled, in one line: a second line would exchange
+    // the credential in some versions of systemd.
     let reload = format!(
         "+/bin/sh -c '/usr/bin/install -T -m 0600 -o {user} -g {user} {source} {place} && kill -HUP \"$$MAINPID\"'"
     );
@@ -103,15 +104,15 @@ fn a_reload_hands_over_the_key_where_the_tunnel_looks_for_it() {
     };
     assert_eq!(of("ExecReload"), [reload]);
     assert_eq!(of("ExecStopPost"), [format!("+/usr/bin/rm -f {place}")]);
-    // What root does there no other user can lead elsewhere.
+    // No other user can redirect what root does in that folder.
     let folder = place.rsplit_once('/').expect("an absolute path").0;
     let made = format!("d {folder} 0755 root root -");
     let folders = read("systemd/tmpfiles.d/towpath.conf");
     assert!(folders.lines().any(|line| line == made), "{made}");
 }
 
-/// A clock that is not set yet, an address that is still to come or a full disk outlasts the few quick starts that the
-/// manager allows if nobody says otherwise.
+/// An unset clock, a missing address or a full disk can outlast the few quick restarts that systemd
+/// allows by default.
 #[test]
 fn a_daemon_that_fails_is_started_again_however_often() {
     let mut restarted = 0;
@@ -123,7 +124,7 @@ fn a_daemon_that_fails_is_started_again_however_often() {
         let head = unit.text.split("[Service]").next().unwrap_or_default();
         let is_unlimited = head.lines().any(|line| line == "StartLimitIntervalSec=0");
         assert!(is_unlimited, "{}: its starts are counted", unit.path);
-        // Without a pause it would spin.
+        // Without a pause between restarts it would spin.
         assert!(!values(&unit, "RestartSec").is_empty(), "{}", unit.path);
     }
     assert_eq!(restarted, EXPOSURE_MAX.len());
@@ -137,11 +138,11 @@ fn sockets_and_services_know_each_other() {
         let own = name(socket).replace(".socket", ".service");
         let service = values(socket, "Service").first().copied().unwrap_or(&own);
         let service = find(service).unwrap_or_else(|| panic!("{}: {service}", socket.path));
-        // One that an operator enables must not come by itself.
+        // A socket that the operator enables must not be started by its service.
         let is_optional = socket.text.contains("Not enabled by itself");
         let is_required = values(service, "Requires").contains(&name(socket));
         assert_ne!(is_optional, is_required, "{}", socket.path);
-        // A socket that starts a service that may not start would be started over and over.
+        // A socket whose service may not start would be activated over and over.
         let of = |unit| values(unit, "ConditionPathExists");
         assert_eq!(of(socket), of(service), "{}", socket.path);
     }
@@ -159,7 +160,7 @@ fn the_service_manager_accepts_the_units() {
     let folder = tempfile::tempdir().unwrap();
     let mut paths = Vec::new();
     for unit in units() {
-        // The program need not be installed to check the unit that runs it.
+        // The program need not be installed to check its unit.
         let text = unit
             .text
             .replace("/usr/lib/towpath/towpath-tunnel", "/bin/true");
@@ -200,7 +201,7 @@ fn the_daemons_are_hardly_exposed() {
             .unwrap();
         let said = String::from_utf8_lossy(&judged.stdout);
         let Some((_, level)) = said.split_once("Overall exposure level for ") else {
-            // Before version 250 only units of a running manager are judged.
+            // Before version 250, only units of a running manager can be checked.
             println!("skipped: this systemd-analyze does not judge files");
             return;
         };
