@@ -1,4 +1,5 @@
-//! Files that a daemon left for the next one: channels, histories, marks of what arrived; and a guest's state.
+//! Targets for files that a daemon leaves for the next one (channels, histories, records of received
+//! blocks), and for a guest's state.
 
 use std::io::Write;
 
@@ -12,7 +13,7 @@ use towpath_tunnel::foreign::channel_register;
 
 use crate::AS_IT_IS;
 
-/// What is remembered of channels.
+/// The register of channels.
 pub fn channels(bytes: &[u8]) -> bool {
     let Some((_, text)) = bytes.split_first() else {
         return false;
@@ -25,7 +26,8 @@ pub fn channels(bytes: &[u8]) -> bool {
     true
 }
 
-/// A history of what a link carried, as it is or in front of a right checksum; what reads is forecast from.
+/// A history of a link's rates, either as it is or with a valid checksum; a history that parses is
+/// forecast from.
 pub fn history(bytes: &[u8]) -> bool {
     let Some((how, bytes)) = bytes.split_first() else {
         return false;
@@ -44,7 +46,7 @@ pub fn history(bytes: &[u8]) -> bool {
     true
 }
 
-/// All that is asked of a history, at the time that it ends at and at another.
+/// Makes all forecasts from a history, at the time of its end and at another.
 fn forecast_from(history: History) {
     let last = history.hours().map(|(number, _)| number).last();
     let end = Moment::from_unix_seconds(last.unwrap_or_default().saturating_mul(3600));
@@ -68,7 +70,7 @@ fn forecast_from(history: History) {
     let _ = History::decode(&forecaster.history().encode()).expect("what is kept reads back");
 }
 
-/// The file of marks of what arrived, as it is or with right checksums.
+/// The file that records which blocks were received, either as it is or with valid checksums.
 pub fn received(bytes: &[u8]) -> bool {
     let Some((how, bytes)) = bytes.split_first() else {
         return false;
@@ -94,8 +96,8 @@ pub fn received(bytes: &[u8]) -> bool {
     true
 }
 
-/// Gives whole pages of a file of marks their checksums: that of the header at its end, and those of all lines that
-/// are not empty.
+/// Gives the whole pages of such a file their checksums: the header's at its end, and one for every
+/// line that is not empty.
 fn seal(bytes: &mut Vec<u8>) {
     const PAGE_BYTES: usize = 4096;
     const LINE_BYTES: usize = 64;
@@ -118,7 +120,7 @@ fn seal(bytes: &mut Vec<u8>) {
     }
 }
 
-/// The state of a guest that came from a peer, as far as its sections.
+/// A guest's state from a peer, down to its sections.
 pub fn guest_state(bytes: &[u8]) -> bool {
     let Some((_, bytes)) = bytes.split_first() else {
         return false;

@@ -1,4 +1,4 @@
-//! The worst inputs that are in order as far as their grammar goes: as many small parts as there is room for.
+//! The worst inputs that are still grammatical: as many small parts as there is room for.
 
 use std::iter::repeat_n;
 
@@ -10,7 +10,7 @@ use towpath_forecast::history::ENCODED_BYTES_MAX;
 
 use crate::{AS_IT_IS, IN_A_FRAME};
 
-/// Tags of DER.
+/// DER tags.
 const INTEGER: u8 = 0x02;
 const BITS: u8 = 0x03;
 const OCTETS: u8 = 0x04;
@@ -21,15 +21,15 @@ const SET: u8 = 0x31;
 const UTC_TIME: u8 = 0x17;
 const TAGGED: u8 = 0xa0;
 
-/// What a list's or a certificate's signature is made with: ECDSA with SHA-256.
+/// The signature algorithm of a list or certificate: ECDSA with SHA-256.
 const ALGORITHM: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 
-/// A list in PEM takes four letters for three bytes, and a line's end for every 64 letters.
+/// PEM takes four letters for three bytes, and a line end for every 64 letters.
 const fn in_pem(bytes: usize) -> usize {
     bytes / 65 * 48 - 1000
 }
 
-/// Bytes of an input of a target above which it is refused unseen, if there are any.
+/// The limit above which a target refuses an input unseen, in bytes, if it has one.
 #[must_use]
 pub fn limit(target: &str) -> Option<usize> {
     let bytes = match target {
@@ -43,14 +43,14 @@ pub fn limit(target: &str) -> Option<usize> {
     usize::try_from(bytes).ok()
 }
 
-/// Inputs of at most so many bytes for a target; none where patterns are as bad.
+/// Inputs of at most this many bytes for a target; none if plain patterns are as bad.
 #[must_use]
 pub fn of(target: &str, bytes: usize) -> Vec<Vec<u8>> {
     match target {
         "revocations" => lists(in_pem(bytes)),
         "certificates" => certificates(bytes.min(60_000)),
         "channels" => registers(bytes),
-        // With room for what stands around the parts.
+        // With room for the text around the parts.
         "config" => configs(CONFIG_BYTES_MAX as usize - 100),
         "history" => histories(),
         _ => Vec::new(),
@@ -76,7 +76,7 @@ fn all(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     der(tag, &parts.concat())
 }
 
-/// As many of a part as fit.
+/// As many copies of a part as fit.
 fn many(part: &[u8], bytes: usize) -> Vec<u8> {
     repeat_n(part, bytes / part.len())
         .flatten()
@@ -99,7 +99,7 @@ fn signed(content: &[u8]) -> Vec<u8> {
     )
 }
 
-/// One part of a name: letters beside their kind.
+/// One part of a name: its kind and a letter.
 fn part() -> Vec<u8> {
     let kind = der(OBJECT, &[0x55, 4, 3]);
     all(SEQUENCE, &[&kind, &der(TEXT, b"x")])
@@ -109,12 +109,12 @@ fn name() -> Vec<u8> {
     der(SEQUENCE, &der(SET, &part()))
 }
 
-/// An extension of no meaning.
+/// A meaningless extension.
 fn extension() -> Vec<u8> {
     all(SEQUENCE, &[&der(OBJECT, &[0x2a]), &der(OCTETS, b"")])
 }
 
-/// One that numbers a list.
+/// The extension with a list's number.
 fn number() -> Vec<u8> {
     let kind = der(OBJECT, &[0x55, 0x1d, 0x14]);
     all(SEQUENCE, &[&kind, &der(OCTETS, &der(INTEGER, &[5]))])
@@ -180,7 +180,7 @@ fn certificate(name: &[u8], extensions: &[u8]) -> Vec<u8> {
 }
 
 fn certificates(bytes: usize) -> Vec<Vec<u8>> {
-    // Names that the certificate is for: links without a letter.
+    // Subject alternative names: empty URIs.
     let links = der(OCTETS, &der(SEQUENCE, &many(&der(0x86, b""), bytes)));
     let named = all(SEQUENCE, &[&der(OBJECT, &[0x55, 0x1d, 0x11]), &links]);
     let half = many(&der(SET, &part()), bytes / 2);
@@ -191,7 +191,7 @@ fn certificates(bytes: usize) -> Vec<Vec<u8>> {
     ]
 }
 
-/// Files of TOML with as many words, values, keys and tables as there is room for.
+/// TOML files with as many words, values, keys and tables as there is room for.
 fn configs(bytes: usize) -> Vec<Vec<u8>> {
     let shapes = [
         ("a", ".a", "=1\n"),
@@ -211,7 +211,7 @@ fn configs(bytes: usize) -> Vec<Vec<u8>> {
     shapes.into_iter().map(whole).collect()
 }
 
-/// A register of names that were removed, and one of channels that are.
+/// A register of removed channels, and one of existing channels.
 fn registers(bytes: usize) -> Vec<Vec<u8>> {
     let of = |entry: &str| {
         let known = many(entry.as_bytes(), bytes);
@@ -226,7 +226,7 @@ fn registers(bytes: usize) -> Vec<Vec<u8>> {
     ]
 }
 
-/// The longest history there can be, of the strangest rates.
+/// The longest possible histories, with extreme rates.
 fn histories() -> Vec<Vec<u8>> {
     let strangest = [
         0,
@@ -243,7 +243,7 @@ fn histories() -> Vec<Vec<u8>> {
             bytes.extend((1_750_000_000 / grain).to_le_bytes());
             for slot in 0..count {
                 let (rate, seconds) = (rate_bits[slot % 2], seconds[slot / 2 % 2]);
-                // Two rates, three spans, a rate and its span.
+                // Two rates, three durations, a rate and its duration.
                 for word in [rate, rate, seconds, seconds, seconds, rate, seconds] {
                     bytes.extend(word.to_le_bytes());
                 }

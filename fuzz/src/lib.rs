@@ -1,8 +1,9 @@
-//! Every parser of foreign bytes, as something a fuzzer can call.
+//! Every parser of untrusted bytes, as a function that a fuzzer can call.
 //!
-//! An entry takes any bytes and must return; what parses must also survive being written and parsed
-//! again. The first byte chooses how the rest is dressed: as it is, or inside an envelope with right
-//! lengths and checksums, because no fuzzer guesses a CRC and what lies behind it matters most.
+//! An entry takes any bytes and must return; anything that parses must also survive being written
+//! and parsed again. The first byte selects how the rest is passed on: as it is, or inside an
+//! envelope with correct lengths and checksums, because no fuzzer guesses a CRC and the code behind
+//! it matters most.
 #![forbid(unsafe_code)]
 
 mod files;
@@ -37,10 +38,10 @@ use towpath_tunnel::shares::{ServiceCap, Shaping};
 pub use files::{channels, guest_state, history, received};
 pub use trust::{certificates, revocations};
 
-/// A parser's entry: says whether the input was good.
+/// A parser's entry: returns whether the input was valid.
 pub type Entry = fn(&[u8]) -> bool;
 
-/// Every target by its name.
+/// Every target with its name.
 pub const TARGETS: [(&str, Entry); 13] = [
     ("wire", wire),
     ("preamble", preamble),
@@ -57,10 +58,11 @@ pub const TARGETS: [(&str, Entry); 13] = [
     ("guest_state", guest_state),
 ];
 
-/// First byte of an input that is taken as it is.
+/// First byte of an input that is passed on as it is.
 pub const AS_IT_IS: u8 = 0;
 
-/// First byte of an input that is dressed: its second byte is then a kind, and the rest a body.
+/// First byte of an input that is put into an envelope: its second byte is a kind, and the rest a
+/// body.
 pub const IN_A_FRAME: u8 = 1;
 
 /// A stream between two migrators: frames, messages, chunks with every codec.
@@ -93,7 +95,7 @@ pub fn wire(bytes: &[u8]) -> bool {
     }
 }
 
-/// The first words on a stream of the tunnel, from a local program or a peer.
+/// The preamble of a stream of the tunnel, from a local program or a peer.
 pub fn preamble(bytes: &[u8]) -> bool {
     let Ok(preamble) = Preamble::decode(&dress(bytes)) else {
         return false;
@@ -126,7 +128,7 @@ pub fn guest_api(bytes: &[u8]) -> bool {
     request.is_ok() || response.is_ok()
 }
 
-/// A journal's file, or a record that stands in one.
+/// A journal's file, or a record inside one.
 pub fn journal(bytes: &[u8]) -> bool {
     let Some((how, bytes)) = bytes.split_first() else {
         return false;
@@ -163,7 +165,7 @@ pub fn config(bytes: &[u8]) -> bool {
     migrator.is_ok() || tunnel.is_ok()
 }
 
-/// The body of a request to either daemon: the second byte says which.
+/// The body of a request to either daemon; the second byte selects the request.
 pub fn requests(bytes: &[u8]) -> bool {
     let [_, kind, body @ ..] = bytes else {
         return false;
@@ -178,10 +180,10 @@ pub fn requests(bytes: &[u8]) -> bool {
     }
 }
 
-/// Kinds of requests that have a body.
+/// Number of kinds of requests that have a body.
 pub(crate) const REQUEST_KINDS: u8 = 6;
 
-/// A request, which says the same when it is written and read again.
+/// A request, which must be the same after it is written and read again.
 fn request<T: DeserializeOwned + Serialize + PartialEq + Debug>(body: &[u8]) -> Option<T> {
     let asked: T = strict::parse(body).ok()?;
     let again = serde_json::to_vec(&asked).expect("plain values");
@@ -189,7 +191,7 @@ fn request<T: DeserializeOwned + Serialize + PartialEq + Debug>(body: &[u8]) -> 
     Some(asked)
 }
 
-/// A datagram from anybody at the tunnel's port; and announcements of the kernel.
+/// A datagram from a stranger at the tunnel's port, and the kernel's netlink messages.
 pub fn packets(bytes: &[u8]) -> bool {
     let Some((how, datagram)) = bytes.split_first() else {
         return false;
@@ -200,7 +202,7 @@ pub fn packets(bytes: &[u8]) -> bool {
     foreign::announcement_count(datagram) > 0
 }
 
-/// The file of a journal whose last record is this one.
+/// The file of a journal with this as its last record.
 pub(crate) fn journal_of(record: &[u8]) -> Vec<u8> {
     let file = Memory::new(&[]);
     drop(Journal::create(file.clone(), 1, record).expect("memory takes writes"));
@@ -208,7 +210,7 @@ pub(crate) fn journal_of(record: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Puts an input into the envelope its first byte asks for.
+/// Puts an input into the envelope that its first byte selects.
 fn dress(bytes: &[u8]) -> Vec<u8> {
     match bytes {
         [IN_A_FRAME, kind, body @ ..] => {
@@ -222,7 +224,7 @@ fn dress(bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A journal's file that is only memory.
+/// A journal's file in memory.
 #[derive(Debug, Clone)]
 struct Memory(Arc<Mutex<Vec<u8>>>);
 

@@ -1,4 +1,4 @@
-//! Good inputs for every target, from which mutation starts: noise alone never gets past a header.
+//! Valid inputs for every target, from which mutation starts: noise alone never gets past a header.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -26,7 +26,7 @@ use crate::{AS_IT_IS, IN_A_FRAME, trust};
 
 const VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
 
-/// The seeds of a target; none for one there is not.
+/// The seeds of a target; none for an unknown one.
 #[must_use]
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
@@ -157,7 +157,7 @@ fn messages() -> Vec<Message> {
     ]
 }
 
-/// Blocks that are zero, plain and random in turn.
+/// Blocks that are zero, plain and random by turns.
 struct Blocks;
 
 impl BlockReader for Blocks {
@@ -412,7 +412,8 @@ fn requests() -> Vec<Vec<u8>> {
 }
 
 fn packets() -> Vec<Vec<u8>> {
-    // A long header of version 1: an Initial with connection ids of 8 and 0 bytes, no token, and its length.
+    // A long header of version 1: an Initial with connection IDs of 8 and 0 bytes, no token, and
+    // its length.
     let mut initial = vec![
         0xc3, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0x44, 0x9e,
     ];
@@ -471,7 +472,7 @@ fn channels() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Histories of some hours, some of them long ago, and none.
+/// Histories of some hours, some of them long ago, and an empty one.
 fn histories() -> Vec<Vec<u8>> {
     let mut history = History::default();
     let mut histories = vec![history.encode()];

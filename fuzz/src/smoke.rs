@@ -1,15 +1,16 @@
-//! A short run of every entry without a fuzzer: seeds, seeds with mistakes, and noise.
+//! A short run of every entry without a fuzzer: seeds, mutated seeds, and noise.
 
 use crate::seeds;
 use crate::{AS_IT_IS, Entry, IN_A_FRAME};
 
-/// Longest input made: above two of the wire's smaller frames, far below what slows a run down.
+/// Longest input made: longer than two of the wire's smaller frames, and short enough for a fast
+/// run.
 const INPUT_BYTES_MAX: usize = 20_000;
 
-/// Most mistakes in one input: more make noise, and noise is refused at once.
+/// Most mutations of one input: more make noise, and noise is refused at once.
 const MISTAKES_MAX: usize = 6;
 
-/// Numbers that lengths, counts and offsets go wrong at.
+/// Numbers at which lengths, counts and offsets tend to go wrong.
 const EDGES: [u64; 10] = [
     0,
     1,
@@ -23,7 +24,7 @@ const EDGES: [u64; 10] = [
     u64::MAX,
 ];
 
-/// Gives an entry `count` inputs that depend on `seed` alone. Returns how many were good.
+/// Gives an entry `count` inputs that depend on `seed` alone. Returns how many were valid.
 pub fn run(target: &str, entry: Entry, seed: u64, count: usize) -> usize {
     let seeds = seeds::of(target);
     let mut dice = Dice(seed | 1);
@@ -74,14 +75,14 @@ fn mistake(dice: &mut Dice, bytes: &mut Vec<u8>, seeds: &[Vec<u8>]) {
             bytes[at..end].copy_from_slice(&edge[..end - at]);
         }
         6 => {
-            // A part of this input again, somewhere.
+            // Insert a part of this input again, at a random place.
             let end = at + dice.below((bytes.len() - at).min(64) + 1);
             let part = bytes[at..end].to_vec();
             let to = dice.below(bytes.len());
             bytes.splice(to..to, part);
         }
         _ => {
-            // The end of another one.
+            // Append the end of another seed.
             let other = &seeds[dice.below(seeds.len())];
             bytes.truncate(at);
             bytes.extend_from_slice(&other[at.min(other.len())..]);
@@ -89,7 +90,7 @@ fn mistake(dice: &mut Dice, bytes: &mut Vec<u8>, seeds: &[Vec<u8>]) {
     }
 }
 
-/// Numbers that look random and are the same for the same seed (xorshift64*).
+/// Seeded random numbers (xorshift64*).
 struct Dice(u64);
 
 impl Dice {

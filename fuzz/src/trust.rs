@@ -1,4 +1,4 @@
-//! What certificates, keys and lists of revoked certificates are read from: files, and the handshakes of peers.
+//! Targets for certificates, keys and revocation lists, from files and from peers' handshakes.
 
 use std::path::Path;
 
@@ -13,21 +13,22 @@ use crate::AS_IT_IS;
 /// A host's certificate, that of its authority, and the host's key.
 pub(crate) const HOST_PEM: &str = include_str!("../seeds/host.pem");
 
-/// A list of that authority.
+/// A list signed by that authority.
 pub(crate) const LIST_PEM: &str = include_str!("../seeds/crl.pem");
 
-/// Letters of a line of base64: what all programs write.
+/// Letters in a line of base64, as all programs write it.
 const LINE_LETTERS: usize = 64;
 
-/// Letters of base64, by their value.
+/// The letters of base64, by value.
 const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Certificates and a key: a file of all of them, or the bytes of one certificate, as a handshake has it.
+/// Certificates and a key: a file with all of them, or the bytes of one certificate, as in a
+/// handshake.
 pub fn certificates(bytes: &[u8]) -> bool {
     let Some((how, bytes)) = bytes.split_first() else {
         return false;
     };
-    // A file that is longer is refused when it is read, and a handshake of more than that too.
+    // A longer file is refused when it is read, and so is a longer handshake.
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return false;
     }
@@ -42,7 +43,7 @@ pub fn certificates(bytes: &[u8]) -> bool {
     Identity::from_pem([file; 3]).is_ok()
 }
 
-/// A file of lists of revoked certificates, or the bytes of one list.
+/// A file of revocation lists, or the bytes of one list.
 pub fn revocations(bytes: &[u8]) -> bool {
     let Some((how, bytes)) = bytes.split_first() else {
         return false;
@@ -79,7 +80,7 @@ fn host() -> Vec<CertificateDer<'static>> {
         .expect("the seed is good")
 }
 
-/// The bytes of every certificate, list and key among the seeds.
+/// The DER bytes of every certificate, list and key among the seeds.
 pub(crate) fn ders() -> (Vec<Vec<u8>>, Vec<u8>, Vec<u8>) {
     let certificates = host().iter().map(|der| der.to_vec()).collect();
     let list = CertificateRevocationListDer::from_pem_slice(LIST_PEM.as_bytes());
@@ -88,7 +89,7 @@ pub(crate) fn ders() -> (Vec<Vec<u8>>, Vec<u8>, Vec<u8>) {
     (certificates, list, key.secret_der().to_vec())
 }
 
-/// Bytes in PEM.
+/// DER as PEM.
 pub(crate) fn pem(label: &str, der: &[u8]) -> Vec<u8> {
     let letters: Vec<u8> = der.chunks(3).flat_map(letters).collect();
     let mut pem = format!("-----BEGIN {label}-----\n").into_bytes();
@@ -100,7 +101,7 @@ pub(crate) fn pem(label: &str, der: &[u8]) -> Vec<u8> {
     pem
 }
 
-/// One to three bytes in base64.
+/// Encodes one to three bytes in base64.
 fn letters(bytes: &[u8]) -> [u8; 4] {
     let byte = |at: usize| u32::from(bytes.get(at).copied().unwrap_or_default());
     let bits = byte(0) << 16 | byte(1) << 8 | byte(2);

@@ -1,12 +1,13 @@
 #!/bin/sh
-# What has to hold of the package, seen from inside a Debian with systemd. package.sh runs it.
+# Checks the package from inside a Debian with systemd. package.sh runs it.
 #
-# This host is the edge, installed as an operator would. The region is a second pair of daemons on the
-# same machine, run plainly from a folder, so that there is a link and a place to move to.
+# This host is the edge, installed as an operator would install it. The region is a second pair of
+# daemons on the same machine, run directly from a folder, so that there is a link and a target for
+# moves.
 set -u
 failed=0
 
-# Emulated, everything takes twenty times as long as elsewhere.
+# Under emulation everything takes twenty times as long.
 WAIT_SECONDS=120
 
 held() {
@@ -22,7 +23,7 @@ held() {
     fi
 }
 
-# Waits until a command succeeds.
+# Retries a command until it succeeds.
 until_held() {
     name=$1
     shift
@@ -110,7 +111,7 @@ host = "rack"
 state_dir = "/root/region/state"
 run_dir = "/root/region/run"
 END
-# A program that says again what it hears.
+# An echo service.
 cat >/run/systemd/system/echo.socket <<END
 [Socket]
 ListenStream=/run/echo.sock
@@ -144,7 +145,7 @@ held "no network for the migrator" has_own_network towpath-migrator.service
 held "the host's for the tunnel" fails has_own_network towpath-tunnel.service
 held "the migrator's port is shut" fails curl -sS http://127.0.0.1:9101/metrics
 sed -i 's/^# listen = .*/listen = "127.0.0.1:9101"/' /etc/towpath/migrator.toml
-# A socket cannot be opened for a daemon that runs.
+# The manager cannot open a socket for a daemon that is already running.
 systemctl stop towpath-migrator.service
 systemctl start towpath-migrator-metrics.socket
 held "the migrator starts again" systemctl start towpath-migrator.service
@@ -157,12 +158,12 @@ held "and is capped" says 'capped at 40' towpath tunnel bench region --time 1s
 
 echo "=== a connection is held from here on"
 held "a channel is opened" towpath channel open echo --peer region --service echo --listen tcp:127.0.0.1:7007
-# A connection that is gone shows in what is heard, and ends nothing here.
+# A broken connection shows in what is echoed, and must not end this script.
 trap '' PIPE
 until_held "and listens" bash -c 'exec 3<>/dev/tcp/127.0.0.1/7007'
 mkfifo said
 bash -c 'exec 3<>/dev/tcp/127.0.0.1/7007 && { cat <&3 >heard & cat said >&3; }' &
-# Both ways, for nothing here may wait for a reader that never comes.
+# Opened for reading and writing, because nothing here may wait for a reader that never comes.
 exec 9<>said
 answered() {
     echo "$1" >&9

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Installs the Debian package in a Debian 12 of its own, with systemd as its first process, and looks at
-# what an operator would: inside.sh says what. The machine is emulated throughout (QEMU's TCG), so that it
-# needs no /dev/kvm, and has one for its guests all the same.
+# Installs the Debian package in a Debian 12 of its own, with systemd as its first process, and runs
+# the checks of inside.sh there. The machine is fully emulated (QEMU's TCG), so it needs no
+# /dev/kvm, but still offers one to its guests.
 #
 #   tests/machine/package.sh [PACKAGE]     builds one with the dev profile unless it is given one
 #
-# Needs qemu-system-x86_64, mmdebstrap, mke2fs, cargo-deb and, the first time, a Debian mirror. Where a
-# part is missing it says `skipped:` and succeeds. What takes long is kept in target/machine.
+# Needs qemu-system-x86_64, mmdebstrap, mke2fs, cargo-deb and, the first time, a Debian mirror. If
+# one of them is missing it prints `skipped:` and succeeds. Slow intermediate results are kept in
+# target/machine.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# Emulated, an install and two watchdogs take five minutes on one quiet core.
+# Under emulation, an install and two watchdog timeouts take five minutes on one idle core.
 readonly RUN_SECONDS=1500
 readonly MIRROR=${TOWPATH_MIRROR:-http://deb.debian.org/debian}
 readonly made=target/machine
@@ -33,11 +34,12 @@ if [ -z "$package" ]; then
 fi
 mkdir -p "$made"
 
-# The disk: made once, and never written to by a run.
+# The disk image: made once, and never written to by a run.
 if [ ! -s "$made/disk.img" ]; then
     scratch=$(mktemp -d "$made/root.XXXXXX")
     trap 'rm -rf --one-file-system "$scratch"' EXIT
-    # What it mounts goes with its namespace: a /proc that was busy at its end would be packed, and removed.
+    # A mount namespace, so that mmdebstrap's mounts go with it: a /proc still busy at its end would
+    # be packed, and removed.
     if ! unshare --mount mmdebstrap --quiet --variant=minbase --mode=root \
         --include=systemd-sysv,dbus,udev,kmod,linux-image-amd64,initramfs-tools,curl,procps \
         --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$scratch/root" "$MIRROR"; then
@@ -53,7 +55,7 @@ if [ ! -s "$made/disk.img" ]; then
     mv "$scratch/disk.img" "$made/disk.img"
 fi
 
-# The second disk is an archive: no file system is needed to read it.
+# The second disk is a raw archive, so that no file system is needed to read it.
 payload=$made/payload
 rm -rf "$payload" && mkdir "$payload"
 cp "$package" "$payload/towpath.deb"
@@ -61,7 +63,7 @@ cp tests/machine/inside.sh "$payload/"
 tar -C "$payload" -cf "$made/payload.tar" .
 
 log=$made/console.log
-# One thread for both processors: with one each, QEMU loses guests of the machine's KVM now and then.
+# One thread for both processors: with one each, QEMU sometimes loses guests of the machine's KVM.
 timeout "$RUN_SECONDS" qemu-system-x86_64 -accel tcg,thread=single -smp 2 -cpu max,+svm,+npt -m 3072 \
     -nographic -no-reboot -nodefaults -serial stdio -snapshot \
     -kernel "$made/vmlinuz" -initrd "$made/initrd" \
