@@ -1,5 +1,5 @@
-//! How long an urgent byte waits while bulk fills the link. A suite of its own, so that no other test
-//! takes the processors meanwhile.
+//! How long an urgent byte waits while bulk fills the link. A separate suite, so that no other test
+//! competes for the processors.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -22,30 +22,33 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::ServiceConfig;
 
-/// Most that bulk may add to half of the demand fetches: the queue that the rate is looked for with. A byte that waits
-/// behind bulk waits for the bottleneck's, 100 ms; what else the machine does makes some of them late and not half.
+/// Most that bulk may add to the median demand fetch: the queue that probing for the rate builds. A
+/// byte that waits behind bulk waits for the bottleneck's queue, 100 ms; other load on the machine
+/// delays some fetches, but not half of them.
 const WAIT_ADDED_MAX_MS: f64 = 5.0;
 
-/// How many times as long as half of them without bulk 99 of 100 may wait (CON-9), and the longest of all: behind bulk
-/// it would be six times.
+/// Most that the p99 and the longest fetch may be, as multiples of the median without bulk (CON-9);
+/// behind bulk it would be six times.
 const TAIL_FACTOR_MAX: f64 = 2.0;
 const MOST_FACTOR_MAX: f64 = 4.0;
 
-/// Fetches of a round, and how far apart they are asked for: on a schedule, whatever the last one took.
+/// Fetches per round, and the interval at which they are requested, however long the previous one
+/// took.
 const FETCHES: u32 = 150;
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// Most that one fetch is excused for what this process waited for a processor: less than the bottleneck's queue, so that
-/// one that waits behind bulk is told however busy the machine is.
+/// Most that one fetch is excused for processor waits of this process: less than the bottleneck's
+/// queue, so that a fetch that waits behind bulk is detected however busy the machine is.
 const EXCUSED_MAX: Duration = Duration::from_millis(40);
 
-/// Least that bulk gets meanwhile, of 100 Mbit/s; else there is nothing to wait behind.
+/// Least throughput of bulk meanwhile, of 100 Mbit/s; with less there would be nothing to wait
+/// behind.
 const BULK_MBIT_MIN: u64 = 50;
 
-/// One test at a time: each wants the processors for itself.
+/// Runs one test at a time: each needs the processors for itself.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// The path: a queue of many round trips, so that it tells who waits in it.
+/// The path: its queue is many round trips deep, so that waiting in it is visible.
 const BOTTLENECK: Direction = Direction {
     bits_per_second: Some(100_000_000),
     delay: Duration::from_millis(10),
@@ -53,8 +56,8 @@ const BOTTLENECK: Direction = Direction {
     loss: 0.0,
 };
 
-/// Rounds, and those of them that must be good: what this machine waits for its host nobody tells, and only ever adds
-/// to a wait.
+/// Rounds, and how many of them must be good. The time that this machine waits for its own host
+/// cannot be measured, and it only ever adds to a wait.
 const ROUNDS: usize = 3;
 const GOOD_ROUNDS_MIN: usize = 2;
 
@@ -123,7 +126,8 @@ async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
     drop(load);
 }
 
-/// In most of the rounds, fetches beside bulk wait hardly longer than half of them do without it, and bulk goes on.
+/// Checks that in most rounds fetches beside bulk take hardly longer than the median without it,
+/// while bulk continues.
 async fn check_beside_bulk(pair: &Pair, what: &str, asker: &mut UnixStream, idle: f64) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let received = || pair.region.status().links[0].classes[Class::Bulk.index()].received_bytes;
@@ -150,8 +154,9 @@ fn is_good(([half, tail, most], mbit): ([f64; 3], u64), idle: f64) -> bool {
         && mbit >= BULK_MBIT_MIN
 }
 
-/// The p50, the p99 and the longest of fetches that are asked for on a schedule, in milliseconds, with those that one that
-/// lasts keeps from being asked. The latter two are less what this process waited for a processor.
+/// The p50, p99 and maximum of fetches requested on a schedule, in milliseconds, including those
+/// that a slow fetch kept from being requested. The last two are reduced by this process's
+/// processor waits.
 async fn fetches(asker: &mut UnixStream) -> [f64; 3] {
     let (began, mut all, mut excused) = (Instant::now(), Waits::default(), Waits::default());
     let mut due = Duration::ZERO;

@@ -1,4 +1,4 @@
-//! A network that goes away and comes back, in a namespace of the test's own.
+//! A network that disappears and returns, in a network namespace of the test's own.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -15,17 +15,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_protocol::channel::Class;
 use towpath_tunnel::config::Config;
 
-/// Says that this process is the one inside the namespace.
+/// Marks the process that runs inside the namespace.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE";
 
-/// How long the network is away: attempts are under way then that nobody will answer.
+/// How long the network is away: long enough for dial attempts that nobody will answer.
 const OUTAGE: Duration = Duration::from_secs(3);
 
-/// Outages after which the kernel's word must have been the first once.
+/// Most outages until a dial prompted by the kernel's announcement has come first once.
 const OUTAGE_COUNT_MAX: usize = 5;
 
-/// Runs a test of this file again in a network of its own, where it may do as it likes. Says whether
-/// this is that run.
+/// Runs a test of this file again in its own network namespace, where it can do what it likes.
+/// Returns whether this is that run.
 fn is_inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -82,11 +82,11 @@ async fn a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on()
     let by_network = "towpath_tunnel_dials_total{cause=\"network\",peer=\"region\"}";
     let by_clock = "towpath_tunnel_dials_total{cause=\"clock\",peer=\"region\"}";
     let before = metric(&pair.edge_config, by_network).await;
-    // A dial by the clock that is under way as the network comes back can be first, now and then.
+    // A timed dial that is in progress when the network returns may occasionally come first.
     for _ in 0..OUTAGE_COUNT_MAX {
         let by_clock_before = metric(&pair.edge_config, by_clock).await;
         ip("link set lo down");
-        // Asked for while nobody can answer, so that the loss is noticed.
+        // Written while nobody can answer, so that the loss is noticed.
         local.write_all(b"before").await.unwrap();
         tokio::time::sleep(OUTAGE).await;
         assert!(metric(&pair.edge_config, by_clock).await > by_clock_before);
@@ -111,7 +111,7 @@ async fn a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on()
     assert_eq!(pair.edge.status().links[0].streams_lost, 0);
 }
 
-/// Waits until a metric of the edge is above a value; gives what it is then.
+/// Waits until a metric of the edge exceeds a value; returns the new value.
 async fn above(pair: &Pair, series: &str, value: u64) -> u64 {
     let counting = async {
         loop {
@@ -142,7 +142,7 @@ async fn a_link_is_replaced_when_the_host_sends_from_another_address_and_not_bef
     let changes = "towpath_network_changes_total";
     let dialled = metric(&pair.edge_config, by_network).await;
     let mut changed = metric(&pair.edge_config, changes).await;
-    // None of these changes from where the region is reached.
+    // None of these changes the address from which the region is reached.
     for change in [
         "address add 10.9.0.3/32 dev lo",
         "address del 10.9.0.3/32 dev lo",
@@ -153,7 +153,7 @@ async fn a_link_is_replaced_when_the_host_sends_from_another_address_and_not_bef
     }
     ip("route change local 10.9.0.1 dev lo table local proto kernel scope host src 10.9.0.2");
     above(&pair, by_network, dialled).await;
-    // What was under way goes on, and the link was not lost in between.
+    // Streams in progress continue, and the link was not lost in between.
     local.write_all(b"on").await.unwrap();
     soon(remote.read_exact(&mut [0; 2])).await.unwrap();
     pair.edge

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use towpath_daemon::log;
 
-/// What all tunnels of a test program log: a program has one log, whichever of its tests looks at it.
+/// The log of all tunnels of a test program. A program has a single log, shared by all of its
+/// tests.
 #[derive(Clone)]
 pub struct Kept(Arc<Mutex<Vec<u8>>>);
 

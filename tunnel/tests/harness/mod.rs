@@ -1,4 +1,4 @@
-//! Sites with certificates of their own, tunnels between them, and services behind them.
+//! Sites with their own certificates, tunnels between them, and services behind them.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -33,7 +33,7 @@ use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 
-/// How long anything may take that should take milliseconds, on a busy machine.
+/// Timeout for operations that should take milliseconds, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// A folder with an authority.
@@ -58,7 +58,7 @@ impl World {
         self.folder.path().join(file)
     }
 
-    /// Files of `box-1` at a site.
+    /// Issues a certificate for `box-1` at a site.
     pub fn issue(&self, site: &str) -> IdentityFiles {
         let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
         self.issue_for(site, validity, &format!("{site}-certs"))
@@ -75,7 +75,8 @@ impl World {
             .unwrap()
     }
 
-    /// A site that listens on loopback, knows `peer`, and lets it reach its service `echo`.
+    /// A configuration of a site that listens on loopback, knows `peer`, and lets it use its
+    /// service `echo`.
     pub fn site(&self, site: &str, peer: &str) -> Config {
         let mut config = Config::new(
             (name(site), name("box-1")),
@@ -91,7 +92,7 @@ impl World {
     }
 }
 
-/// A region that waits for an edge, and whatever claims to be that edge.
+/// A region that waits for an edge, and an identity with which tests can pose as that edge.
 pub struct Door {
     pub world: World,
     pub region: Tunnel,
@@ -122,13 +123,13 @@ impl Door {
         self.region.listen_address().unwrap()
     }
 
-    /// What the edge's own tunnel would use.
+    /// The TLS settings that the edge's own tunnel would use.
     pub fn client(&self) -> rustls::ClientConfig {
         client(&self.edge)
     }
 }
 
-/// What the tunnel of a host would dial the region with.
+/// The TLS settings with which a host's tunnel would dial the region.
 pub fn client(identity: &Identity) -> rustls::ClientConfig {
     tls::client_config(identity, &name("region"), &Arc::new(Rejections::default())).unwrap()
 }
@@ -148,7 +149,8 @@ impl Pair {
         Self::start_with(|_, _| {}, None).await
     }
 
-    /// Starts after changes to the configurations, with the link emulator in between if asked for.
+    /// Starts both after changes to the configurations; with `path`, the link emulator is in
+    /// between.
     pub async fn start_with(
         change: impl FnOnce(&mut Config, &mut Config),
         path: Option<Direction>,
@@ -199,7 +201,7 @@ impl Pair {
         open(&self.edge_config.socket, "region", service, class).await
     }
 
-    /// A stream from the edge to the region, both ends in hand.
+    /// A stream from the edge to the region; returns both ends.
     pub async fn stream(&self, class: Class) -> (UnixStream, UnixStream) {
         let listener = self.echo();
         let (local, (_, remote)) =
@@ -208,7 +210,7 @@ impl Pair {
         (local.unwrap(), remote)
     }
 
-    /// Fills a stream of a class from the edge, until it is dropped.
+    /// Keeps a stream of a class from the edge full, until the result is dropped.
     pub async fn fill(&self, class: Class) -> Filling {
         let (local, remote) = self.stream(class).await;
         Filling::start(local, remote)
@@ -220,8 +222,8 @@ impl Pair {
     }
 }
 
-/// Starts a tunnel where one was: another test may have been given the port meanwhile, and does not keep it
-/// for long.
+/// Restarts a tunnel on its old port. Retries, because another test may briefly have been given the
+/// port.
 pub async fn start_again(config: &Config) -> Tunnel {
     let starting = async {
         loop {
@@ -235,7 +237,7 @@ pub async fn start_again(config: &Config) -> Tunnel {
     soon(starting).await
 }
 
-/// A stream that is filled without end, and emptied at its other end, until it is dropped.
+/// Writes to a stream without end and drains its other end, until dropped.
 pub struct Filling([JoinHandle<()>; 2]);
 
 impl Filling {
@@ -258,7 +260,7 @@ impl Drop for Filling {
     }
 }
 
-/// Opens a stream as a local program does.
+/// Opens a stream like a local program.
 pub async fn open(
     tunnel: &Path,
     peer: &str,
@@ -277,7 +279,7 @@ pub async fn open(
     Ok(UnixStream::from_std(local).unwrap())
 }
 
-/// Accepts one stream as a service does.
+/// Accepts one stream like a service.
 pub async fn accept(listener: &UnixListener) -> (Accepted, UnixStream) {
     let accepting = async {
         let (mut local, _) = listener.accept().await.unwrap();
@@ -321,14 +323,14 @@ async fn accept_any(listener: &UnixListener) -> (HostIdentity, UnixStream) {
     (accepted.peer, local)
 }
 
-/// Fails the test if this does not end in time.
+/// Fails the test if the future does not complete in time.
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future)
         .await
         .expect("did not end in time")
 }
 
-/// Waits until something has come about.
+/// Waits for a condition.
 pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let waiting = async {
         while !is_so() {
@@ -339,7 +341,7 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     assert!(waited.is_ok(), "never: {what}");
 }
 
-/// A metric of a tunnel's, by its name and labels.
+/// The value of a tunnel's metric, by its name and labels.
 pub async fn metric(config: &Config, series: &str) -> u64 {
     let client = Client::new(&config.admin.socket);
     let text = client.text("/metrics").await.unwrap();
@@ -348,7 +350,8 @@ pub async fn metric(config: &Config, series: &str) -> u64 {
     value.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// Somebody listens there; without a service behind it, the reset may come before the connection is noticed.
+/// Checks that something listens at an address. If there is no service behind it, the reset may
+/// arrive before the connection is established.
 pub async fn check_answers(address: &str) {
     let connected = TcpStream::connect(address).await;
     let end = connected.err().map(|error| error.kind());
@@ -358,13 +361,13 @@ pub async fn check_answers(address: &str) {
     );
 }
 
-/// How many handshakes a tunnel has refused for a reason.
+/// How many handshakes a tunnel has refused for this reason.
 pub async fn rejected(config: &Config, reason: &str) -> u64 {
     let series = format!("towpath_tls_rejected_total{{reason=\"{reason}\"}}");
     metric(config, &series).await
 }
 
-/// The tunnel has refused one more handshake for this reason: who is refused may know it first.
+/// Waits until a tunnel has counted one more refusal: the refused side may know of it first.
 pub async fn counts_refusal(config: &Config, reason: &str, before: u64) {
     let counting = async {
         while rejected(config, reason).await == before {
@@ -375,10 +378,11 @@ pub async fn counts_refusal(config: &Config, reason: &str, before: u64) {
     assert_eq!(rejected(config, reason).await, before + 1, "{reason}");
 }
 
-/// Most that is excused: the sum of what many threads waited can be any number where a time is long.
+/// The most that is excused: over a long time, the summed waits of many threads can be arbitrarily
+/// large.
 const EXCUSED_MAX: Duration = Duration::from_secs(2);
 
-/// Times by the clock, less what this process waited for a processor that others had.
+/// Measures wall-clock time, less the time that this process waited for a processor.
 #[derive(Clone, Copy)]
 pub struct Stopwatch {
     began: Instant,
@@ -393,7 +397,7 @@ impl Stopwatch {
         }
     }
 
-    /// What is excused so far.
+    /// The time that is excused so far.
     fn excused(&self) -> Duration {
         waited().saturating_sub(self.waited).min(EXCUSED_MAX)
     }
@@ -402,7 +406,7 @@ impl Stopwatch {
         self.began.elapsed().saturating_sub(self.excused())
     }
 
-    /// Fails the test if it has been longer.
+    /// Fails the test if more time has passed.
     pub fn at_most(&self, most: Duration, what: &str) {
         let (took, excused) = (self.began.elapsed(), self.excused());
         let told = format!("{what}: {took:.3?} of {most:?}, {excused:.3?} without a processor");
@@ -411,7 +415,8 @@ impl Stopwatch {
     }
 }
 
-/// What all threads of this process have waited for a processor; nothing where the kernel does not tell.
+/// How long all threads of this process have waited for a processor; zero if the kernel does not
+/// report it.
 pub fn waited() -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let told = tasks.filter_map(|task| {
@@ -422,7 +427,7 @@ pub fn waited() -> Duration {
     Duration::from_nanos(told.sum())
 }
 
-/// Bytes that repeat only after a long while, and differ per seed.
+/// Bytes with a very long period, different for each seed.
 pub fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {

@@ -1,5 +1,4 @@
-//! A peer made by hand: connections to a door, and links over them, of whoever keeps to the rules as far as a test
-//! wants.
+//! A handmade peer: connections and links that keep to the protocol only as far as a test wants.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,7 +68,7 @@ pub async fn answer(recv: &mut RecvStream) -> Preamble {
     answer_if_any(recv).await.expect("an answer, and no reset")
 }
 
-/// None if the stream is reset in place of an answer.
+/// `None` if the stream is reset instead of answered.
 pub async fn answer_if_any(recv: &mut RecvStream) -> Option<Preamble> {
     let mut header = [0; HEADER_BYTES];
     soon(recv.read_exact(&mut header)).await.ok()?;
@@ -79,7 +78,7 @@ pub async fn answer_if_any(recv: &mut RecvStream) -> Option<Preamble> {
     Some(Preamble::decode_body(&header, &body).unwrap())
 }
 
-/// A link made by hand, with the streams that joined it.
+/// A handmade link, with the streams that joined it.
 pub struct Joined {
     pub urgent: Connection,
     pub bulk: Connection,

@@ -1,8 +1,7 @@
-//! A QUIC client that says whatever a test wants: it keeps no rule but those of encryption.
+//! A QUIC client that sends whatever a test wants; it obeys no rule except encryption.
 //!
-//! It does a whole TLS handshake, so that what is said afterwards comes from a peer that has proved
-//! itself. It never repeats a packet, and acknowledges those of the handshake alone: loopback loses
-//! none.
+//! It completes a TLS handshake, so that what follows comes from an authenticated peer. It never
+//! retransmits a packet, and acknowledges only those of the handshake: loopback loses none.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -14,7 +13,7 @@ use rustls::Side;
 use rustls::quic::{ClientConnection, KeyChange, Keys, Secrets, Version};
 use towpath_certs::tls;
 
-/// Packets of a handshake's three levels of encryption.
+/// The encryption levels of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     Initial,
@@ -27,7 +26,7 @@ pub mod frame {
     pub const PADDING: u8 = 0;
     pub const PING: u8 = 1;
 
-    /// An integer in QUIC's variable length, RFC 9000 16.
+    /// A variable-length integer (RFC 9000 16).
     pub fn integer(value: u64) -> Vec<u8> {
         match value {
             0..=63 => vec![u8::try_from(value).unwrap()],
@@ -53,7 +52,7 @@ pub mod frame {
         .concat()
     }
 
-    /// Bytes of a stream from an offset on.
+    /// Bytes of a stream from an offset.
     pub fn stream(id: u64, offset: u64, data: &[u8]) -> Vec<u8> {
         let head = [&[0x0e], &integer(id)[..], &integer(offset)].concat();
         [&head[..], &integer(data.len() as u64), data].concat()
@@ -65,23 +64,23 @@ pub mod frame {
         [&[0x18], &numbers[..], &[8], &id, &[7; 16]].concat()
     }
 
-    /// All packets up to one have arrived.
+    /// Acknowledges all packets up to `last`.
     pub fn acknowledge(last: u64) -> Vec<u8> {
         [&[2], &integer(last)[..], &[0, 0], &integer(last)].concat()
     }
 
-    /// The end of a connection, without an error.
+    /// Closes a connection without an error.
     pub fn close() -> Vec<u8> {
         vec![0x1c, 0, 0, 0]
     }
 
-    /// The end of a connection, with words.
+    /// Closes a connection with a reason.
     pub fn close_because(reason: &[u8]) -> Vec<u8> {
         let length = integer(reason.len() as u64);
         [&[0x1c, 0x0a, 0][..], &length, reason].concat()
     }
 
-    /// The end of a handshake over a TLS alert.
+    /// Ends a handshake with a TLS alert.
     pub fn alert(number: u8) -> Vec<u8> {
         [&[0x1c], &integer(0x100 + u64::from(number))[..], &[0, 0]].concat()
     }
@@ -91,7 +90,7 @@ pub mod frame {
     }
 }
 
-/// Transport parameters that are right; a test replaces or adds some.
+/// Valid transport parameters; a test replaces or adds some.
 pub fn parameters(ours: &[u8], more: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let large = frame::integer(1 << 30);
     let mut all = BTreeMap::from([
@@ -110,7 +109,7 @@ pub fn parameters(ours: &[u8], more: &[(u64, Vec<u8>)]) -> Vec<u8> {
     encoded.collect()
 }
 
-/// The keys of a connection's first packets, which anybody can compute.
+/// The keys of a connection's first packets, which anyone can compute.
 fn initial_keys(theirs: &[u8]) -> Keys {
     initial_keys_of(Side::Client, theirs)
 }
@@ -121,8 +120,8 @@ fn initial_keys_of(side: Side, theirs: &[u8]) -> Keys {
     suite.keys(theirs, side, Version::V1)
 }
 
-/// What anybody on the way can say to whoever dials with this datagram: the end of the handshake, over an alert.
-/// Nothing if it is not the first of a connection.
+/// A reply that anyone on the path can send to the client that sent this datagram: the end of the
+/// handshake by an alert. `None` if the datagram is not the first of a connection.
 pub fn forged_alert(datagram: &[u8], number: u8) -> Option<Vec<u8>> {
     if datagram.first()? & 0xf0 != 0xc0 {
         return None;
@@ -144,7 +143,7 @@ pub fn forged_alert(datagram: &[u8], number: u8) -> Option<Vec<u8>> {
     Some(packet((Level::Initial, 0), &keys, ids, &[], 0, frames))
 }
 
-/// One packet, encrypted.
+/// One encrypted packet.
 #[allow(clippy::too_many_arguments, reason = "a packet has that many fields")]
 fn packet(
     (level, phase): (Level, u8),
@@ -154,7 +153,7 @@ fn packet(
     number: u32,
     mut frames: Vec<u8>,
 ) -> Vec<u8> {
-    // Header protection takes its sample from behind the number.
+    // Header protection samples the bytes after the packet number.
     if frames.len() < 4 {
         frames.resize(4, frame::PADDING);
     }
@@ -201,21 +200,21 @@ pub fn initial(theirs: &[u8], ours: &[u8], mut frames: Vec<u8>) -> Vec<u8> {
     packet((Level::Initial, 0), &keys, (theirs, ours), &[], 0, frames)
 }
 
-/// Whether a datagram asks its receiver to prove its address: a Retry packet.
+/// Whether a datagram asks its receiver to prove its address (a Retry packet).
 pub fn is_retry(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0xf0 == 0xf0)
 }
 
-/// Who ended a connection at the other side, and with which code.
+/// The layer at which the other side closed a connection, and its error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Close {
-    /// QUIC itself.
+    /// By QUIC itself.
     Transport(u64),
-    /// The tunnel.
+    /// By the tunnel.
     Tunnel(u64),
 }
 
-/// What the kernel holds for a UDP port of this host, and what it had no room for.
+/// The kernel's receive queue of a UDP port of this host, and the datagrams it dropped.
 struct PortQueue {
     waiting_bytes: u64,
     dropped: u64,
@@ -244,21 +243,21 @@ pub struct Raw {
     tls: ClientConnection,
     theirs: Vec<u8>,
     ours: Vec<u8>,
-    /// Proves the address, once the server asked for that.
+    /// Proves the address, if the server has asked for that.
     token: Vec<u8>,
-    /// The first words, said again with the proof.
+    /// The ClientHello, which is repeated with the token.
     hello: Vec<u8>,
     keys: [Option<Keys>; 3],
-    /// Keys after these, and which of the two the packets' phase bit names now.
+    /// The next keys, and the phase bit of the current ones.
     next: Option<Secrets>,
     phase: u8,
     numbers: [u32; 3],
     sent_crypto: [u64; 3],
     heard_crypto: [Crypto; 3],
-    /// The last packet of each level that is not acknowledged yet.
+    /// For each level, the last packet that has not been acknowledged yet.
     heard: [Option<u64>; 3],
     closed: Option<Close>,
-    /// Datagrams received, and their bytes.
+    /// The number of datagrams received, and their bytes.
     pub received: (usize, usize),
 }
 
@@ -269,7 +268,7 @@ struct Crypto {
 }
 
 impl Raw {
-    /// A client that has not said anything yet, at an address of its own.
+    /// A client that has not sent anything yet, at its own address.
     pub fn new(
         from: IpAddr,
         server: SocketAddr,
@@ -280,7 +279,7 @@ impl Raw {
         socket.connect(server).unwrap();
         let port = socket.local_addr().unwrap().port();
         let ours = [&port.to_be_bytes()[..], &[9; 6]].concat();
-        // Two addresses may have been given the same port.
+        // Sockets at two addresses may have the same port.
         let host = match from {
             IpAddr::V4(address) => u64::from(u32::from(address)),
             IpAddr::V6(_) => 0,
@@ -309,14 +308,15 @@ impl Raw {
         }
     }
 
-    /// Sends one packet with these frames, in a datagram of at least 1200 bytes.
+    /// Sends one packet with these frames; outside the data level it is padded to 1200 bytes.
     pub fn send(&mut self, level: Level, frames: Vec<u8>) {
         let out = self.seal(level, frames);
-        // A server that has gone is noticed when nothing comes back.
+        // If the server has gone, that is noticed by the missing answer.
         let _ = self.socket.send(&out);
     }
 
-    /// Sends a packet for each of these frames in one call of the system, which the other side hears of in one as well.
+    /// Sends a packet for each of these frames in one system call; the other side also receives
+    /// them in one.
     pub fn send_at_once(&mut self, all: Vec<Vec<u8>>) {
         let most = all.iter().map(Vec::len).max().unwrap();
         let (mut contents, mut packet_bytes) = (Vec::new(), 0);
@@ -339,7 +339,7 @@ impl Raw {
         state.send((&self.socket).into(), &transmit).unwrap();
     }
 
-    /// One packet with these frames, at least 1200 bytes of them where the handshake wants that.
+    /// One packet with these frames, padded to 1200 bytes during the handshake.
     fn seal(&mut self, level: Level, mut frames: Vec<u8>) -> Vec<u8> {
         if level != Level::Data {
             frames.resize(frames.len().max(1160), frame::PADDING);
@@ -352,8 +352,9 @@ impl Raw {
         packet((level, self.phase), keys, ids, &self.token, number, frames)
     }
 
-    /// Sends packets of data, no more at once than the other side's socket holds, until the connection is closed; how
-    /// many were taken in there. Nothing that comes back is acknowledged.
+    /// Sends packets of data, no more at a time than the other side's socket buffer holds, until
+    /// the connection is closed. Returns the number of packets that arrived. Nothing is
+    /// acknowledged.
     pub fn pour(&mut self, packets: impl IntoIterator<Item = Vec<u8>>) -> u64 {
         const AT_ONCE: usize = 32;
         let port = self.socket.peer_addr().unwrap().port();
@@ -377,7 +378,7 @@ impl Raw {
         }
     }
 
-    /// Says that all of the handshake so far has arrived, so that the rest is sent without a wait.
+    /// Acknowledges everything of the handshake so far, so that the rest is sent without delay.
     fn acknowledge(&mut self) {
         for level in [Level::Initial, Level::Handshake] {
             if let Some(last) = self.heard[level as usize].take() {
@@ -386,7 +387,7 @@ impl Raw {
         }
     }
 
-    /// Says what TLS wants said.
+    /// Sends what TLS wants to send.
     pub fn speak(&mut self) {
         self.acknowledge();
         let mut level = match &self.keys {
@@ -422,7 +423,7 @@ impl Raw {
         }
     }
 
-    /// Shakes hands; gives whether it came to an end in time.
+    /// Performs the handshake; returns whether it completed in time.
     pub fn shake(&mut self, wait: Duration) -> bool {
         self.speak();
         let until = Instant::now() + wait;
@@ -436,7 +437,7 @@ impl Raw {
         false
     }
 
-    /// The code the server closed the connection with, if it does so in time.
+    /// The code with which the server closed the connection, if it did so in time.
     pub fn closed(&mut self, wait: Duration) -> Option<Close> {
         let until = Instant::now() + wait;
         while Instant::now() < until && self.closed.is_none() {
@@ -445,7 +446,7 @@ impl Raw {
         self.closed
     }
 
-    /// Takes in one datagram, if one comes.
+    /// Handles one datagram, if one arrives.
     pub fn hear(&mut self, wait: Duration) -> bool {
         self.socket.set_read_timeout(Some(wait)).unwrap();
         let mut datagram = [0; 2048];
@@ -467,7 +468,7 @@ impl Raw {
         true
     }
 
-    /// Says the first words again, with what a Retry packet asks for.
+    /// Repeats the ClientHello with the token of a Retry packet.
     fn prove(&mut self, retry: &[u8]) -> Option<()> {
         let mut reader = Reader {
             bytes: retry,
@@ -479,7 +480,7 @@ impl Raw {
         let from = reader.at;
         reader.skip(length.into())?;
         self.theirs = retry[from..reader.at].to_vec();
-        // At its end stands a tag over the whole, RFC 9001 5.8.
+        // It ends with an integrity tag (RFC 9001 5.8).
         self.token = retry.get(reader.at..retry.len() - 16)?.to_vec();
         self.keys[0] = Some(initial_keys(&self.theirs));
         let mut offset = 0;
@@ -490,7 +491,7 @@ impl Raw {
         Some(())
     }
 
-    /// Takes in the first packet of some bytes; gives its length.
+    /// Handles the first packet in `bytes`; returns its length.
     fn take_packet(&mut self, bytes: &mut [u8]) -> Option<usize> {
         let is_long = bytes[0] & 0x80 != 0;
         let (level, number_at, end) = if is_long {
@@ -531,7 +532,7 @@ impl Raw {
             .decrypt_in_place(&sample, first, number)
             .ok()?;
         if level == Level::Data && *first & 4 != self.phase {
-            // The server changes keys now and then, and we with it, RFC 9001 6.
+            // The server updates its keys now and then, and the client follows (RFC 9001 6).
             let new = self.next.as_mut()?.next_packet_keys();
             (keys.local.packet, keys.remote.packet) = (new.local, new.remote);
             self.phase ^= 4;
@@ -555,7 +556,7 @@ impl Raw {
         };
         while reader.at < frames.len() {
             let kind = reader.integer()?;
-            // How many integers stand in the frames whose content does not matter here.
+            // The number of integers in frames whose content does not matter here.
             let integers = match kind {
                 0x00 | 0x01 | 0x1e => 0,
                 0x02 | 0x03 => {
@@ -618,7 +619,7 @@ impl Raw {
                 continue;
             };
             crypto.offset += new.len() as u64;
-            // A refusal by TLS shows as a handshake that does not end.
+            // A refusal by TLS shows as a handshake that does not complete.
             let _ = self.tls.read_hs(new);
         }
     }

@@ -1,4 +1,4 @@
-//! Sites whose certificates, authorities and lists change while loads run over their link.
+//! Sites whose certificates, authorities and lists change while their link carries load.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,7 @@ pub struct Load {
     pub task: JoinHandle<()>,
 }
 
-/// A prime, so that bytes that were lost or said twice are never hidden by the pattern's period.
+/// Period of the data. A prime, so that the period never hides lost or repeated bytes.
 pub const PERIOD: usize = 1_000_003;
 
 impl Load {
@@ -76,7 +76,7 @@ impl Load {
         }
     }
 
-    /// Waits until some more has come back.
+    /// Waits until more bytes have come back.
     pub async fn flows(&self) {
         let wanted = self.returned.load(Ordering::Relaxed) + 200_000;
         let flowing = async {
@@ -88,28 +88,29 @@ impl Load {
         soon(flowing).await;
     }
 
-    /// Ends the stream from this side and checks that all came back.
+    /// Ends the stream from this side and checks that everything came back.
     pub async fn end(self) {
         self.is_over.store(true, Ordering::Relaxed);
         soon(self.task).await.unwrap();
     }
 }
 
-/// Ends all of them, and checks that all came back.
+/// Ends all streams, and checks that everything came back.
 pub async fn end_all(loads: Vec<Load>) {
     for load in loads {
         load.end().await;
     }
 }
 
-/// Waits until some more of each has come back.
+/// Waits until more bytes have come back on each stream.
 pub async fn all_flow(loads: &[Load]) {
     for load in loads {
         load.flows().await;
     }
 }
 
-/// Cuts the path of two sites; until a tunnel of theirs has no link, and all of its streams wait.
+/// Cuts the path between two sites, and waits until a tunnel has no link and all of its streams
+/// wait.
 pub async fn cut_apart(pair: &Pair, tunnel: &Tunnel, loads: &[Load]) {
     pair.relay.as_ref().unwrap().control().cut_both();
     let (count, link) = (loads.len() as u64, || tunnel.status().links.remove(0));
@@ -117,13 +118,13 @@ pub async fn cut_apart(pair: &Pair, tunnel: &Tunnel, loads: &[Load]) {
     until("there is no link", || link().host.is_none()).await;
 }
 
-/// Two linked sites that know the list of revoked certificates, and loads over their link.
+/// Two linked sites with a revocation list, and loads over their link.
 pub async fn loaded_pair(path: Option<Direction>) -> (Pair, Vec<Load>, JoinHandle<()>) {
     let pair = Pair::start_with(
         |edge, region| {
             for config in [edge, region] {
                 let crl = config.certificates.ca.with_file_name("crl.pem");
-                // Both begin with the authority's first list.
+                // Both start with the authority's first list.
                 let ca = crl.parent().unwrap().parent().unwrap().join("ca");
                 let authority = Authority::open(&ca).unwrap();
                 if !ca.join("crl.pem").exists() {
@@ -164,7 +165,7 @@ pub fn serial(config: &Config) -> String {
         .serial
 }
 
-/// Brings the authority's list to a host as an operator would: whole or not at all.
+/// Copies the authority's list to a host atomically, as an operator would.
 pub fn carry_list(authority: &Path, config: &Config) {
     let crl = config.certificates.crl.as_ref().unwrap();
     let new = crl.with_extension("new");
@@ -172,7 +173,7 @@ pub fn carry_list(authority: &Path, config: &Config) {
     fs::rename(&new, crl).unwrap();
 }
 
-/// Waits until what a tunnel says of its certificates is as wanted.
+/// Waits until a tunnel's certificate status meets a condition.
 pub async fn says(tunnel: &Tunnel, is_wanted: impl Fn(&CertificateStatusView) -> bool) {
     let waiting = async {
         while !is_wanted(&tunnel.status().certificate) {
@@ -191,7 +192,7 @@ pub async fn uses(tunnel: &Tunnel, config: &Config) {
     .await;
 }
 
-/// The settings of a host with these files; `resumes` lets it try to skip the handshake's checks.
+/// The TLS settings of a host with these files; with `resumes` it tries to resume sessions.
 pub fn client_of(folder: &Path, resumes: bool) -> rustls::ClientConfig {
     let file = |name| folder.join(name);
     let identity = Identity::load(&file("cert.pem"), &file("key.pem"), &file("ca.pem")).unwrap();
@@ -203,12 +204,12 @@ pub fn client_of(folder: &Path, resumes: bool) -> rustls::ClientConfig {
     client
 }
 
-/// The same for QUIC.
+/// The same settings for QUIC.
 pub fn quic(client: rustls::ClientConfig) -> Arc<QuicClientConfig> {
     Arc::new(QuicClientConfig::try_from(client).unwrap())
 }
 
-/// Shakes hands with the region by hand.
+/// Makes a handmade handshake with the region.
 pub async fn shake(
     pair: &Pair,
     client: &Arc<QuicClientConfig>,
@@ -222,14 +223,14 @@ pub async fn shake(
     soon(connecting).await
 }
 
-/// The number of the certificate that a connection's other end has shown.
+/// The serial number of the certificate that the other end of a connection has shown.
 pub fn shown(connection: &Connection) -> String {
     let chain = connection.peer_identity().unwrap();
     let chain = chain.downcast::<Vec<CertificateDer<'static>>>().unwrap();
     view::view(&chain[0]).unwrap().serial
 }
 
-/// The region refuses this client for this reason.
+/// Checks that the region refuses this client for this reason.
 pub async fn check_refused(pair: &Pair, client: &Arc<QuicClientConfig>, reason: &str) {
     let before = rejected(&pair.region_config, reason).await;
     if let Ok(connection) = shake(pair, client).await {

@@ -1,4 +1,4 @@
-//! What strangers and bad peers can put on the wire below TLS and above it, and what it costs.
+//! Attacks by strangers and bad peers, below TLS and above it, and what they cost.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 #[path = "../harness/mod.rs"]
@@ -35,18 +35,19 @@ const CRYPTO_BUFFER_EXCEEDED: Close = Close::Transport(0x0d);
 const CLOSED_WAIT: Duration = Duration::from_secs(10);
 
 impl Door {
-    /// One that lets a connection stand for as long as a test takes, though it never says what it is for.
+    /// A door that lets a connection stay open throughout a test although it never sends a
+    /// preamble.
     async fn patient() -> Self {
         let patience = Span::new(Duration::from_mins(1));
         Self::open_with(|config| config.limits.preamble_wait = patience).await
     }
 
-    /// A raw client at an address of its own.
+    /// A raw client at its own address.
     fn raw(&self, from: IpAddr, change: &[(u64, Vec<u8>)]) -> Raw {
         Raw::new(from, self.address(), self.client(), change)
     }
 
-    /// A raw client that has shaken hands.
+    /// A raw client that has completed its handshake.
     async fn shaken(&self) -> Raw {
         let mut raw = self.raw(Ipv4Addr::LOCALHOST.into(), &[]);
         blocking(move || {
@@ -56,11 +57,11 @@ impl Door {
         .await
     }
 
-    /// The tunnel still lets an honest edge in.
+    /// Checks that the tunnel still admits an honest edge.
     async fn lets_in(&self) {
         let mut config = self.world.site("edge-2", "region");
         config.peers[0].address = Some(self.address().to_string());
-        // Another site's handshake is as good as any, and ends with the words that it is no peer.
+        // Any other site's handshake will do; it ends with the answer that the site is no peer.
         let edge = Tunnel::start(&config).await.unwrap();
         until("answered", || {
             edge.status().links[0].reason.contains("no peer")
@@ -73,13 +74,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     soon(tokio::task::spawn_blocking(work)).await.unwrap()
 }
 
-/// An address of this host that nobody else uses.
+/// An address of this host that nothing else uses.
 fn address(number: u16) -> IpAddr {
     let [high, low] = number.to_be_bytes();
     Ipv4Addr::new(127, 7, high, low).into()
 }
 
-/// What comes back within a moment.
+/// The datagrams that arrive within `wait`.
 fn answers(socket: &UdpSocket, wait: Duration) -> Vec<Vec<u8>> {
     socket.set_read_timeout(Some(wait)).unwrap();
     let mut all = Vec::new();
@@ -90,16 +91,17 @@ fn answers(socket: &UdpSocket, wait: Duration) -> Vec<Vec<u8>> {
     all
 }
 
-/// A connection stands, and its other side listens.
+/// Checks that a connection is open and its other side responds.
 fn is_answered(raw: &mut Raw) {
-    // What came before is no answer.
+    // Earlier datagrams do not count as a response.
     while raw.hear(Duration::from_millis(50)) {}
     raw.send(Level::Data, vec![frame::PING; 20]);
     assert!(raw.hear(Duration::from_secs(2)), "the connection is gone");
     assert_eq!(raw.closed(Duration::ZERO), None);
 }
 
-/// The first datagram of an honest handshake from each of many addresses; each holds a place open.
+/// Sends the first datagram of an honest handshake from each of many addresses; each occupies a
+/// place.
 fn begin_handshakes(door: &Door, count: u16) -> Vec<Raw> {
     let client = door.client();
     let begun = (1..=count).map(|number| {
@@ -126,7 +128,7 @@ async fn t01_short_initials_and_other_versions_are_answered_with_little_or_nothi
     socket.send(&damaged).unwrap();
     let answered = answers(&socket, Duration::from_millis(300));
     assert!(answered.is_empty(), "{answered:?}");
-    // All that are too short; what is damaged inside parses.
+    // All that are too short; those with damage inside still parse.
     let series = "towpath_quic_incoming_dropped_total{reason=\"malformed\"}";
     assert_eq!(metric(&door.config, series).await, 5);
 
@@ -146,8 +148,8 @@ async fn t01_short_initials_and_other_versions_are_answered_with_little_or_nothi
             "no negotiation"
         );
     }
-    // A hello that could begin a handshake, from an address that is not proved: three times as much,
-    // and the datagram that was begun before the limit.
+    // A ClientHello that could begin a handshake, from an unproved address: the answer is at most
+    // three times as long, plus the datagram that was begun before the limit.
     let mut raw = door.raw(address(950), &[]);
     let bytes = blocking(move || {
         raw.speak();
@@ -182,7 +184,7 @@ async fn t02_above_half_of_the_places_everybody_has_to_prove_an_address() {
     )
     .await;
     assert!(counted >= 200 - 40, "{counted}");
-    // Whoever has an address still gets in.
+    // A client that proves its address still gets in.
     door.lets_in().await;
 }
 
@@ -198,7 +200,7 @@ async fn t02_strangers_who_fail_without_end_are_counted_and_fill_no_log() {
         let hello = frame::crypto(0, &[1; 300]);
         let datagram = raw::initial(&u64::from(knock).to_be_bytes(), &[2; 8], hello);
         socket.send_to(&datagram, door.address()).unwrap();
-        // A few at once: more of them would have to prove their addresses.
+        // A few at a time; with more of them they would have to prove their addresses.
         if knock % 16 == 15 {
             soon(async { while metric(&door.config, series).await <= knock.into() {} }).await;
         }
@@ -213,16 +215,16 @@ async fn t02_strangers_who_fail_without_end_are_counted_and_fill_no_log() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t02_a_flood_leaves_a_running_stream_and_the_memory_alone() {
-    /// As long as a handshake may take: all that are let in are there at its end.
+    /// The timeout of a handshake, so that all that are admitted still exist at the end.
     const LASTING: Duration = Duration::from_secs(5);
-    /// So many that they would be more than may be taken, with some kibibytes of each.
+    /// So many that they would exceed the memory limit at a few KiB each.
     const PER_SECOND: u64 = 4000;
     let _alone = MEMORY.write().await;
     let pair = Pair::start().await;
     let echo = echo(pair.echo());
     let mut local = pair.open("echo", Class::Bulk).await.unwrap();
     let target = pair.region.listen_address().unwrap();
-    // Both are there, to the last page.
+    // Both buffers are fully resident.
     let (sent, mut heard) = (pattern(5, 1 << 20), pattern(7, 1 << 20));
     let before = resident_bytes();
     let flooding = tokio::task::spawn_blocking(move || flood(target, PER_SECOND, LASTING, 64));
@@ -243,7 +245,7 @@ async fn t02_a_flood_leaves_a_running_stream_and_the_memory_alone() {
         "{flooded:?}, {rounds} MiB, {} KiB more memory",
         grown / 1024
     );
-    // Four fifths of it, whatever else the machine does.
+    // Four fifths of the intended flood, whatever else the machine does.
     let least = PER_SECOND * LASTING.as_secs() * 4 / 5;
     assert!(flooded.count >= least, "{flooded:?} was no flood");
     assert!(grown <= 32 << 20, "{grown} bytes more");
@@ -253,14 +255,15 @@ async fn t02_a_flood_leaves_a_running_stream_and_the_memory_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t02_a_running_transfer_keeps_nine_tenths_of_its_rate_under_a_flood() {
-    /// Long enough for a rate, and short enough for the machine to be the same in two that follow each other.
+    /// Long enough to measure a rate, and short enough that two consecutive windows are comparable.
     const WINDOW: Duration = Duration::from_millis(1500);
-    /// Ten times what the fullest link is dialled with, and far below what the processor is worth.
+    /// Ten times the rate at which the busiest link is dialled, and far below what a processor can
+    /// handle.
     const PER_SECOND: u64 = 2000;
-    /// Pairs of windows, of which the middle one is judged.
+    /// Pairs of windows; the median is judged.
     const PAIRS: usize = 5;
     let _alone = MEMORY.write().await;
-    // The line is the limit, so that what the flood itself costs a small machine is none of it.
+    // The line is the limit, so that the flood's own cost on a small machine does not count.
     let line = Direction {
         delay: Duration::from_millis(5),
         bits_per_second: Some(20_000_000),
@@ -280,7 +283,7 @@ async fn t02_a_running_transfer_keeps_nine_tenths_of_its_rate_under_a_flood() {
     };
     until("it flows", || came() > 4 << 20).await;
     let mut kept = Vec::new();
-    // A machine that is busy with something else in one window is not so in most of them.
+    // Load from elsewhere may disturb one window, but not most of them.
     for _ in 0..PAIRS {
         let calm = window().await;
         let flooding = tokio::task::spawn_blocking(move || flood(target, PER_SECOND, WINDOW, 16));
@@ -297,10 +300,10 @@ async fn t02_a_running_transfer_keeps_nine_tenths_of_its_rate_under_a_flood() {
     );
 }
 
-/// The memory of this process, which is that of all its tests: who measures it is alone.
+/// Guards the memory of this process, which all tests share: a test that measures it runs alone.
 static MEMORY: RwLock<()> = RwLock::const_new(());
 
-/// Memory of this process.
+/// Resident memory of this process, in bytes.
 fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -321,7 +324,7 @@ async fn t03_one_address_that_shakes_hands_without_end_is_held_back_and_others_a
             while !is_over.load(Ordering::Relaxed) {
                 let mut raw = Raw::new(address(500), target, client.clone(), &[]);
                 if raw.shake(Duration::from_millis(100)) {
-                    // Its place is free again: what holds the next one back is how often it comes.
+                    // Its place is free again: the next one is held back by the rate limit only.
                     raw.send(Level::Data, frame::close());
                     count += 1;
                 }
@@ -330,7 +333,7 @@ async fn t03_one_address_that_shakes_hands_without_end_is_held_back_and_others_a
         };
         tokio::task::spawn_blocking(shake_on)
     };
-    // Several at once: one alone comes no faster than this machine does its part of a handshake.
+    // Several at once, because a single client is limited by its own part of the handshake.
     let floods = [(); 4].map(|()| shaking());
     let series = "towpath_quic_incoming_dropped_total{reason=\"too_fast\"}";
     let held_back = async {
@@ -347,7 +350,7 @@ async fn t03_one_address_that_shakes_hands_without_end_is_held_back_and_others_a
     for shaken in floods {
         flood += soon(shaken).await.unwrap();
     }
-    // The burst, and what each second lets through.
+    // The burst, plus the rate times the seconds.
     let most = 64 + 16 * (began.elapsed().as_secs() + 1);
     println!("{flood} of at most {most} shook hands");
     assert!(flood <= most, "{flood} of at most {most}");
@@ -362,7 +365,7 @@ async fn t03_one_address_that_ends_no_handshake_leaves_places_to_others() {
         let new = |from| Raw::new(from, target, client.clone(), &[]);
         let mut stranger: Vec<_> = (0..80).map(|_| new(address(510))).collect();
         for raw in &mut stranger {
-            // Asked to, it proves its address, and says no more than its first words then.
+            // It proves its address when asked to, and sends nothing more than its ClientHello.
             raw.speak();
             raw.hear(Duration::from_millis(20));
         }
@@ -406,7 +409,7 @@ async fn t03_a_peer_that_gives_no_room_for_an_answer_is_let_go() {
         };
         frame::stream(0, 0, &Preamble::Join(join).encode())
     };
-    // No credit on the streams that the client begins.
+    // No flow control credit on streams that the client opens.
     let mute = [(0x05, frame::integer(0))];
     let unheard = VersionRange { min: 98, max: 99 };
     let mut raw = door.raw(address(520), &mute);
@@ -452,8 +455,8 @@ async fn t04_an_initial_repeated_after_a_retry_or_a_refusal_changes_nothing() {
     drop(begun);
     door.lets_in().await;
 
-    // Refused by TLS, where nobody has to prove an address first: the same words again, from the same address
-    // and from another.
+    // Clients refused by TLS, which need not prove an address first: the same datagrams again, from
+    // the same address and from another.
     let door = Door::open().await;
     let mut standing = door.shaken().await;
     let target = door.address();
@@ -471,7 +474,7 @@ async fn t04_an_initial_repeated_after_a_retry_or_a_refusal_changes_nothing() {
             let bytes: usize = answered.iter().map(Vec::len).sum();
             assert!(bytes <= 3 * 20 * datagram.len(), "{bytes} bytes");
         }
-        // Whoever is in does not notice.
+        // Clients already connected do not notice.
         is_answered(&mut standing);
     })
     .await;
@@ -480,15 +483,15 @@ async fn t04_an_initial_repeated_after_a_retry_or_a_refusal_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
-    /// What may wait unread where nobody has said anything else (`docs/configuration.md`, `limits.window_memory`).
+    /// The default limit of unread bytes (`docs/configuration.md`, `limits.window_memory`).
     const WINDOW_BYTES: u64 = 24 << 20;
     let _alone = MEMORY.write().await;
-    // The first words of a connection may take their time, so that it is the window that ends this.
+    // No timeout for the preamble, so that the window is what ends this.
     let door = Door::patient().await;
     let before = resident_bytes();
     let mut raw = door.shaken().await;
     let (offset, closed, most) = blocking(move || {
-        // Every byte but the first, up to the last that the connection may have.
+        // Every byte except the first, up to the last that the connection's window allows.
         let chunk = vec![7; 1300];
         let (mut offset, mut most) = (1, 0);
         while offset + 1300 <= WINDOW_BYTES && raw.closed(Duration::ZERO).is_none() {
@@ -496,7 +499,7 @@ async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
             offset += chunk.len() as u64;
             if offset % 65_000 < 1300 {
                 while raw.hear(Duration::from_millis(1)) {}
-                // While the connection lives: what it holds goes with it.
+                // Measured while the connection lives: its memory is freed with it.
                 most = resident_bytes().max(most);
             }
         }
@@ -504,7 +507,8 @@ async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
             return (offset, Some(early), most);
         }
         most = resident_bytes().max(most);
-        // A full socket drops some of it, so the last words, beyond the window, are said until heard.
+        // A full socket buffer drops some of it, so the last bytes, beyond the window, are
+        // repeated.
         let said = (0..50).find_map(|_| {
             raw.send(Level::Data, frame::stream(0, WINDOW_BYTES, &[7]));
             raw.closed(Duration::from_millis(100))
@@ -522,7 +526,7 @@ async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t06_single_bytes_with_gaps_between_them_are_not_kept_without_end() {
-    /// So many that they would be more than may be taken, with a hundred bytes of bookkeeping each.
+    /// So many that they would exceed the memory limit at a hundred bytes of bookkeeping each.
     const PIECES: u64 = 400_000;
     const PIECES_PER_PACKET: u64 = 100;
     let _alone = MEMORY.write().await;
@@ -541,7 +545,7 @@ async fn t06_single_bytes_with_gaps_between_them_are_not_kept_without_end() {
         (raw.closed(CLOSED_WAIT), arrived)
     })
     .await;
-    // The library keeps a thousand pieces of a stream, and no connection that makes it keep more.
+    // The library keeps a thousand pieces of a stream, and closes a connection that exceeds this.
     assert_eq!(closed, Some(INTERNAL_ERROR), "{arrived} packets arrived");
     door.lets_in().await;
 }
@@ -571,7 +575,7 @@ async fn t06_a_stream_that_nobody_reads_takes_no_more_than_its_window() {
     let mut local = local.unwrap();
     let chunk = vec![1; 64 * 1024];
     let mut taken = 0_u64;
-    // Until it stands still.
+    // Until no more is accepted.
     let brief = Duration::from_millis(500);
     while let Ok(wrote) = tokio::time::timeout(brief, local.write_all(&chunk)).await {
         wrote.expect("the stream does not end");
@@ -581,10 +585,12 @@ async fn t06_a_stream_that_nobody_reads_takes_no_more_than_its_window() {
     assert!(taken >= 1 << 20, "{taken} bytes fill no window");
 }
 
-/// The kernel hands on many packets at once, and one of them that waits must not keep the others.
+/// The kernel delivers many packets at once; one of them that is kept must not keep the buffer of
+/// the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t06_a_packet_that_waits_keeps_none_of_those_that_came_with_it() {
-    /// Batches with a packet each of a stream whose first byte is missing: fewer than the library puts together.
+    /// Batches, each with one packet of a stream whose first byte is missing: fewer than the
+    /// library defragments.
     const BATCHES: u64 = 1500;
     const PACKETS: usize = 40;
     let _alone = MEMORY.write().await;
@@ -595,7 +601,8 @@ async fn t06_a_packet_that_waits_keeps_none_of_those_that_came_with_it() {
         for batch in batches {
             let offset = 1 + batch * chunk.len() as u64;
             let mut packets = vec![frame::stream(0, offset, &chunk)];
-            // Two to be acknowledged are so at once, and then the batch is there.
+            // Two packets that elicit an acknowledgement get it at once, which shows that the batch
+            // has arrived.
             packets.push(vec![frame::PING]);
             packets.resize(PACKETS, vec![frame::PADDING]);
             raw.send_at_once(packets);
@@ -603,7 +610,7 @@ async fn t06_a_packet_that_waits_keeps_none_of_those_that_came_with_it() {
         }
     };
     let grown = blocking(move || {
-        // Buffers have been in use by then.
+        // By then the buffers are in use.
         send(&mut raw, 0..50);
         let before = resident_bytes();
         send(&mut raw, 50..BATCHES);
@@ -618,7 +625,8 @@ async fn t06_a_packet_that_waits_keeps_none_of_those_that_came_with_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
-    /// What fills packets of 1200 bytes: all of them kept, a few words each, would be more than may be taken.
+    /// As many as fit into packets of 1200 bytes; if each left a few words, they would exceed the
+    /// limit.
     const IDS_PER_PACKET: u64 = 30;
     const ID_PACKETS: u64 = 40_000;
     const CHALLENGES_PER_PACKET: u64 = 120;
@@ -635,7 +643,8 @@ async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
     .await;
     assert_eq!(closed, Some(CONNECTION_ID_LIMIT_ERROR));
 
-    // One id retires all before it, those come after it, and nothing is acknowledged: that all are retired piles up.
+    // One ID retires all before it, the following IDs are among those, and nothing is acknowledged,
+    // so that the retirements pile up.
     let before = resident_bytes();
     let mut raw = door.shaken().await;
     let (mut raw, arrived) = blocking(move || {
@@ -658,7 +667,7 @@ async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
         closed => assert_eq!(closed, Some(CONNECTION_ID_LIMIT_ERROR), "after {arrived}"),
     }
 
-    // Challenges are lawful at any number: most of them go without an answer.
+    // Any number of challenges is legal; most of them go unanswered.
     let before = resident_bytes();
     let mut raw = door.shaken().await;
     let arrived = blocking(move || {
@@ -676,7 +685,7 @@ async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
     door.lets_in().await;
 }
 
-/// A flood has cost little memory, by what there was before it.
+/// Checks that a flood has cost little memory, compared with `before`.
 fn check_memory(before: u64) {
     let grown = resident_bytes().saturating_sub(before);
     eprintln!("{} KiB more memory", grown / 1024);

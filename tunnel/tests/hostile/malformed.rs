@@ -1,4 +1,4 @@
-//! Words of strangers that are none (T05).
+//! Malformed packets and parameters from strangers (T05).
 
 use super::*;
 
@@ -8,17 +8,17 @@ async fn t05_transport_parameters_that_cannot_be_close_the_connection() {
     let door = Door::open().await;
     let short = |bytes: &[u8]| bytes.to_vec();
     for (number, (id, value)) in [
-        // An acknowledgement delay's exponent above 20, and a delay of 2^14.
+        // An ACK delay exponent above 20, and a maximum ACK delay of 2^14.
         (0x0a, frame::integer(21)),
         (0x0b, frame::integer(1 << 14)),
-        // A payload below 1200, a connection id limit below 2, more than 2^60 streams.
+        // A maximum payload below 1200, a connection ID limit below 2, more than 2^60 streams.
         (0x03, frame::integer(1199)),
         (0x0e, frame::integer(1)),
         (0x08, frame::integer((1 << 60) + 1)),
-        // Not the connection id of the packet, and a number that is cut short.
+        // A connection ID that differs from the packet's, and a truncated number.
         (0x0f, short(&[1; 8])),
         (0x04, short(&[0xc0])),
-        // What only a server may say.
+        // Parameters that only a server may send.
         (0x00, short(&[1; 8])),
         (0x02, short(&[1; 16])),
     ]
@@ -62,10 +62,10 @@ async fn t05_frames_that_do_not_exist_or_do_not_parse_close_the_connection() {
     let door = Door::open().await;
     for (frames, code) in [
         (frame::integer(0x3fff), FRAME_ENCODING_ERROR),
-        // An acknowledgement of packets below zero, and a stream cut short.
+        // An acknowledgement of packets below zero, and a truncated stream frame.
         (vec![0x02, 5, 0, 0, 9], FRAME_ENCODING_ERROR),
         (vec![0x0a, 0, 60, 1, 2], FRAME_ENCODING_ERROR),
-        // What only a server may say.
+        // A frame that only a server may send.
         (vec![0x1e], PROTOCOL_VIOLATION),
     ] {
         let mut raw = door.shaken().await;

@@ -1,4 +1,4 @@
-//! The admin API: what operators and scrapers see.
+//! The admin API, as operators and scrapers see it.
 
 use std::time::{Duration, SystemTime};
 
@@ -71,7 +71,7 @@ async fn what_a_class_sees_is_told_by_class_and_by_leg() {
             && rate(&pair.region, |class| class.in_bits_per_second) > 20_000_000
     })
     .await;
-    // What goes out waits for room on the path; nothing of another class does.
+    // Outgoing bulk waits for room on the path; no other class does.
     let wait = |class: &ClassView| class.wait_us;
     until("bulk is seen to wait", || rate(&pair.edge, wait) >= 1000).await;
     let link = &pair.edge.status().links[0];
@@ -86,7 +86,8 @@ async fn what_a_class_sees_is_told_by_class_and_by_leg() {
         assert!(leg.base_rtt_us >= 20_000, "{leg:?}");
     }
     drop(filling);
-    // A channel's round trip is that of the leg that carries it, to the microsecond once all is quiet.
+    // A channel's round trip is that of the leg that carries it, equal to the microsecond once all
+    // is quiet.
     let mut round_trips = [0; 2];
     until("each channel shows its own leg's round trip", || {
         let mut status = pair.edge.status();
@@ -105,7 +106,7 @@ async fn what_a_class_sees_is_told_by_class_and_by_leg() {
             format!("towpath_channel_rtt_seconds{{channel=\"{channel}\",peer=\"region\"}} ");
         let mut lines = text.lines().filter_map(|line| line.strip_prefix(&*series));
         let seconds: f64 = lines.next().unwrap().parse().unwrap();
-        // A packet or two may have come since.
+        // A packet or two may have arrived since.
         let told = Duration::from_micros(told_us).as_secs_f64();
         assert!(
             (seconds / told - 1.0).abs() < 0.5,
@@ -149,7 +150,7 @@ async fn packets_are_counted_by_leg_over_every_link() {
     assert!((sent / 40..sent / 10).contains(&lost), "{lost} of {sent}");
     assert!(before[0][0] < sent / 2, "{before:?}");
     drop(filling);
-    // Another link begins at nothing, and what went before it still counts.
+    // The counters of a new link start at zero, and the totals keep what went before it.
     let began = pair.edge.status().links[0].since_unix_seconds;
     let is_later = || SystemTime::UNIX_EPOCH + Duration::from_secs(began + 1) <= SystemTime::now();
     until("another link begins in another second", is_later).await;
@@ -165,7 +166,7 @@ async fn packets_are_counted_by_leg_over_every_link() {
     }
 }
 
-/// A channel of the edge to a service of the region.
+/// A channel from the edge to a service of the region.
 fn channel(label: &str, class: Class) -> ChannelSpec {
     let leads_to = (name("region"), name("echo"));
     ChannelSpec::new(

@@ -1,14 +1,14 @@
-//! Answers that come before the question is whole: a service may refuse an upload and go.
+//! Answers that come before the request is complete: a service may refuse an upload and close.
 
 use crate::harness::{Pair, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use towpath_protocol::channel::Class;
 
-/// What a service says of an upload that it does not want: more than one socket holds.
+/// The length of a service's refusal of an upload: more than a socket buffers.
 const ANSWER_BYTES: usize = 1 << 20;
 
-/// Uploads without end; gives what is heard until the stream is over.
+/// Uploads without end; returns what is received until the stream ends.
 async fn uploads(local: UnixStream) -> Vec<u8> {
     let (mut read, mut write) = local.into_split();
     let writing = tokio::spawn(async move {
@@ -16,7 +16,7 @@ async fn uploads(local: UnixStream) -> Vec<u8> {
         while write.write_all(&chunk).await.is_ok() {}
     });
     let mut heard = Vec::new();
-    // However that ends.
+    // Whatever the way it ends.
     let _ = soon(read.read_to_end(&mut heard)).await;
     soon(writing).await.unwrap();
     heard

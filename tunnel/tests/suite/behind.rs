@@ -1,4 +1,4 @@
-//! Many sites behind one address, which a region that starts anew hears all at once.
+//! Many sites behind one address reconnect at the same time after the region restarts.
 
 use std::time::Duration;
 
@@ -33,12 +33,13 @@ async fn all_sites_behind_one_address_come_back_together() {
     };
     all(&region).await;
     region.stop().await;
-    // Long enough for attempts to overlap, each of which says its first words again once the region is back.
+    // Long enough for attempts to overlap; each repeats its first datagrams once the region is
+    // back.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let back = Stopwatch::start();
     let region = start_again(&region_config).await;
     all(&region).await;
-    // With as many handshakes a second as one address had before, it takes minutes.
+    // It would take minutes at the former rate limit of handshakes per address.
     back.at_most(SOON, "all sites are back");
     for edge in edges {
         edge.stop().await;

@@ -1,4 +1,5 @@
-//! The tunnel's own service, which benches talk to: it is denied like any other, and counts right.
+//! The tunnel's built-in bench service: access to it is denied like to any other, and it counts
+//! correctly.
 
 use crate::harness::{Pair, name, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,7 +13,7 @@ fn allow(config: &mut Config, site: &str) {
     let allow = vec![name(site)];
     let service = ServiceConfig::told(name("bench"), SOCKET.into(), allow);
     config.services.push(service);
-    // Who is let in is a peer, or the configuration is wrong.
+    // Each allowed site must be a configured peer, or the configuration is invalid.
     if config.peers.iter().all(|peer| peer.site.as_str() != site) {
         config.peers.push(PeerConfig::new(name(site)));
     }
@@ -58,12 +59,12 @@ async fn each_wish_is_granted_and_counted() {
         let mut heard = vec![1; 1_000_000];
         source.read_exact(&mut heard).await.unwrap();
         source.shutdown().await.unwrap();
-        // What was under way still comes, and then it ends.
+        // Data in flight still arrives, and then the stream ends.
         source.read_to_end(&mut heard).await.unwrap();
 
         let mut count = ask(&pair, Wish::Count, Class::Bulk).await;
         count.write_all(&bytes[..1_000_000]).await.unwrap();
-        // It is told before the end, or this waits for ever.
+        // The count is reported before the end, or this would wait for ever.
         while count.read_u64_le().await.unwrap() < 1_000_000 {}
         count.write_all(&bytes[..5]).await.unwrap();
         count.shutdown().await.unwrap();

@@ -24,7 +24,7 @@ use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 use towpath_tunnel::status::{ChannelState, ChannelView};
 
-/// A site that dials others, and the sites it dials; nothing is told to the region about channels.
+/// A site that dials others, and the sites it dials; the region is not told about channels.
 pub(crate) struct Sites {
     pub(crate) world: World,
     pub(crate) edge: Tunnel,
@@ -33,7 +33,8 @@ pub(crate) struct Sites {
 }
 
 impl Sites {
-    /// `edge` and the sites named, each with a service `app` at its target; a relay lies before the first.
+    /// Starts `edge` and the named sites, each with a service `app` at its target; there is a relay
+    /// before the first.
     pub(crate) async fn start(
         others: &[(&str, Endpoint)],
         relay: Option<&mut Option<Relay>>,
@@ -41,7 +42,7 @@ impl Sites {
         Self::start_with(others, relay, |_| ()).await
     }
 
-    /// The same after a change to the configuration of each site that is dialled.
+    /// The same after a change to the configuration of each dialled site.
     pub(crate) async fn start_with(
         others: &[(&str, Endpoint)],
         relay: Option<&mut Option<Relay>>,
@@ -85,7 +86,7 @@ impl Sites {
         }
     }
 
-    /// The same sites, and the edge's tunnel started again after a change of its configuration.
+    /// The same sites, with the edge's tunnel restarted after a change of its configuration.
     async fn restarted(mut self, change: impl FnOnce(&mut Config)) -> Self {
         self.edge.stop().await;
         change(&mut self.edge_config);
@@ -104,7 +105,7 @@ impl Sites {
         self.client().post("/v1/channels", spec).await
     }
 
-    /// Opens a channel to a site's service; gives its TCP or UDP address.
+    /// Opens a channel to a site's service; returns its TCP or UDP address.
     pub(crate) async fn address(&self, spec: &ChannelSpec) -> SocketAddr {
         let view = self.open(spec).await.unwrap();
         match view.listen.parse().unwrap() {
@@ -113,7 +114,7 @@ impl Sites {
         }
     }
 
-    /// Waits for a channel's first error: the program hears of it a moment before it is noted.
+    /// Waits for a channel's first error, which is recorded a moment after the program sees it.
     async fn counts_an_error(&self, channel: &str) {
         let counted = async {
             while self.view(channel).last_error.is_none() {
@@ -131,7 +132,7 @@ impl Sites {
     }
 }
 
-/// What a relay adds to each exchange.
+/// What a relay adds to each round trip.
 const RELAY_ROUND_TRIP: Duration = Duration::from_millis(20);
 
 fn relay_to(to: SocketAddr) -> Relay {
@@ -166,7 +167,7 @@ fn now_unix() -> u64 {
     now.unwrap().as_secs()
 }
 
-/// A TCP service that says its word, then echoes, until its end.
+/// A TCP service that sends its word, then echoes until the connection ends.
 async fn tcp_service(word: &'static [u8]) -> Endpoint {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -183,7 +184,7 @@ async fn tcp_service(word: &'static [u8]) -> Endpoint {
     Endpoint::Tcp(address)
 }
 
-/// Connects, hears the service's word.
+/// Connects and reads the service's word.
 async fn connect(address: SocketAddr, word: &[u8]) -> TcpStream {
     let mut socket = soon(TcpStream::connect(address)).await.unwrap();
     let mut heard = vec![0; word.len()];
@@ -192,7 +193,7 @@ async fn connect(address: SocketAddr, word: &[u8]) -> TcpStream {
     socket
 }
 
-/// How a connection ends; a reset may come before the program has noticed that it is connected.
+/// How a connection ends; a reset may arrive before the connection is established.
 async fn end_of(address: SocketAddr) -> std::io::ErrorKind {
     match TcpStream::connect(address).await {
         Ok(mut socket) => ends(&mut socket).await,
@@ -211,7 +212,7 @@ async fn ends(socket: &mut TcpStream) -> std::io::ErrorKind {
 async fn con_1_a_declared_channel_appears_and_the_application_does_nothing() {
     let sites = Sites::start(&[("east", tcp_service(b"east").await)], None).await;
     let path = sites.world.path("app.sock");
-    // The application knows one address and tries it, before there is anything and after.
+    // The application knows one address and tries it before and after the channel exists.
     let refused = Arc::new(Notify::new());
     let (was_refused, at) = (Arc::clone(&refused), path.clone());
     let application = tokio::spawn(async move {
@@ -228,7 +229,7 @@ async fn con_1_a_declared_channel_appears_and_the_application_does_nothing() {
     });
     soon(refused.notified()).await;
     assert!(sites.edge.status().channels.is_empty());
-    // The control plane says where the other portion is, and for how long that holds.
+    // The control plane announces where the other part is, and how long that is valid.
     let mut declared = spec("till", &format!("unix:{}", path.display()), "east", 7);
     declared.expires_unix_seconds = Some(now_unix() + 3600);
     let view = sites.open(&declared).await.unwrap();
@@ -239,7 +240,7 @@ async fn con_1_a_declared_channel_appears_and_the_application_does_nothing() {
     assert_eq!(sites.view("till").connections_total, 1);
 }
 
-/// A path that keeps what goes over it: one door, and a socket behind it for each source.
+/// A relay that records all datagrams: one door, and a socket behind it for each source.
 async fn tapped(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
     let door = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
     let (address, kept) = (door.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
@@ -295,7 +296,7 @@ async fn con_4_what_a_channel_carries_cannot_be_read_on_its_path() {
         carried > 2 * 200 * secret.len(),
         "{carried} bytes on the path"
     );
-    // Nor who talks to whom: names are in certificates, and these come after the keys.
+    // Nor does it show who talks to whom: names are only in certificates, which are encrypted.
     for word in [&secret[..16], b"spiffe://", b"shop.example", b"till"] {
         let shows = kept
             .iter()
@@ -407,7 +408,7 @@ async fn con_2_resets_pass_and_a_unix_service_gets_the_bytes_alone() {
     let mut heard = [0; 5];
     soon(remote.read_exact(&mut heard)).await.unwrap();
     assert_eq!(&heard, b"hello");
-    // It goes away with a byte unread, which is a reset.
+    // It is closed with a byte unread, which causes a reset.
     local.write_all(b"!!").await.unwrap();
     soon(remote.read_exact(&mut [0])).await.unwrap();
     drop(remote);
@@ -433,7 +434,7 @@ async fn con_3_edges_talk_directly_and_the_region_carries_nothing() {
     soon(socket.read_exact(&mut vec![0; 100_000]))
         .await
         .unwrap();
-    // The way to the region is longer than to the other edge and back: 20 ms each time.
+    // The path to the region takes longer than that to the other edge and back: 20 ms each time.
     let mut fastest = Duration::MAX;
     for _ in 0..20 {
         let asked = Instant::now();
@@ -480,7 +481,7 @@ async fn con_5_a_service_that_does_not_name_us_is_not_reached() {
     assert!(view.last_error.unwrap().contains("E_DENIED"));
     let reached = tokio::time::timeout(Duration::from_millis(50), payroll.accept()).await;
     assert!(reached.is_err(), "it was reached");
-    // A stream of bytes to a service of datagrams is none of its business either.
+    // A byte stream to a datagram service does not get through either.
     let sites = Sites::start(&[("east", udp_service().await)], None).await;
     let tcp = sites
         .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
@@ -516,7 +517,7 @@ async fn con_6_removal_tears_a_channel_down_and_leaves_the_other() {
     soon(second.read_exact(&mut [0])).await.unwrap();
     let again = sites.open(&spec("one", "tcp:127.0.0.1:0", "east", 1)).await;
     assert_eq!(again.unwrap_err().code, Code::State.as_str());
-    // The other requirement for the same two portions stands, and with it what they say to each other.
+    // The other channel between the same two parts stays, and so does their traffic.
     let names = || {
         let channels = sites.edge.status().channels.into_iter();
         channels.map(|view| view.name).collect::<Vec<_>>()
@@ -543,7 +544,7 @@ async fn con_7_a_channel_carries_on_without_its_pusher_until_it_expires() {
     let mut brief = spec("till", "tcp:127.0.0.1:0", "east", 1);
     brief.expires_unix_seconds = Some(now_unix() + 8);
     let tcp = sites.address(&brief).await;
-    // Whoever pushed it says no more from here on; the link is lost meanwhile and comes back.
+    // The pusher does not renew it from here on; the link is lost in the meantime and comes back.
     let mut socket = connect(tcp, b"").await;
     socket.write_all(b"x").await.unwrap();
     soon(socket.read_exact(&mut [0])).await.unwrap();
@@ -559,8 +560,8 @@ async fn con_7_a_channel_carries_on_without_its_pusher_until_it_expires() {
     assert!(sites.edge.status().channels.is_empty());
 }
 
-/// Connects again and again, to where a channel is or else to where it is moved; keeps which of the two it was and
-/// what its service said. Whoever calls at any time is heard.
+/// Connects again and again, to the channel's first address or else to the one it is moved to.
+/// Records which of the two it was and the service's word. A client must get through at any time.
 fn call_on(tcp: SocketAddr, path: PathBuf) -> (Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
     let words = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&words);
@@ -603,7 +604,7 @@ async fn con_8_a_new_generation_moves_traffic_without_a_gap() {
         }
     };
     hears("tcp east").await;
-    // The same listener, asked for as it was: its port stays.
+    // The same listener as before: its port stays.
     sites
         .open(&spec("till", "tcp:127.0.0.1:0", "west", 2))
         .await
@@ -611,7 +612,7 @@ async fn con_8_a_new_generation_moves_traffic_without_a_gap() {
     hears("tcp west").await;
     old.write_all(b"x").await.unwrap();
     soon(old.read_exact(&mut [0])).await.unwrap();
-    // Another listener: the new one is there before the old one goes.
+    // Another listener: the new one exists before the old one goes.
     let other = format!("unix:{}", path.display());
     sites.open(&spec("till", &other, "west", 3)).await.unwrap();
     hears("unix west").await;
@@ -669,13 +670,13 @@ async fn con_7_pushed_channels_and_con_11_their_generations_outlive_the_tunnel()
     brief.expires_unix_seconds = Some(now_unix() + 2);
     sites.open(&brief).await.unwrap();
 
-    // Nothing is written when the tunnel ends: what it has said is kept already.
+    // Nothing is written when the tunnel stops: everything has been saved already.
     let kept = std::fs::read(state.join("channels.json")).unwrap();
     let mut fixed = tcp("till", 4);
     fixed.listen = "unix:/nowhere".parse().unwrap();
     let sites = sites
         .restarted(|config| {
-            // What is configured is older than what was pushed under the same name.
+            // The configured channel is older than the pushed one with the same name.
             config.channels = vec![fixed, tcp("steady", 0)];
         })
         .await;
@@ -701,7 +702,7 @@ async fn con_7_pushed_channels_and_con_11_their_generations_outlive_the_tunnel()
     })
     .await;
 
-    // What cannot be read is set aside, and channels can be pushed again.
+    // A file that cannot be read is set aside, and channels can be pushed again.
     let sites = sites
         .restarted(|config| {
             config.channels.clear();

@@ -1,4 +1,5 @@
-//! Datagrams of channels: which come back, how many, and what of them a move and an outage cost.
+//! Datagrams of channels: which ones come back, and how many a move of their channel or an outage
+//! loses.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use towpath_bench::relay::{Control, Direction, Queue, Relay, Side};
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::status::ChannelState;
 
-/// The path of those that are counted: 20 ms there and back.
+/// The path on which datagrams are counted: 20 ms round trip.
 const PATH_BITS: u64 = 100_000_000;
 const PATH: Direction = Direction {
     bits_per_second: Some(PATH_BITS),
@@ -34,7 +35,7 @@ pub(crate) async fn udp_service() -> Endpoint {
     Endpoint::Udp(address)
 }
 
-/// Sends a datagram until it comes back: any one may be lost. How many are is another test's.
+/// Sends a datagram until it comes back: any single one may be lost. Losses are counted elsewhere.
 async fn comes_back(socket: &UdpSocket, sent: &[u8]) {
     let mut heard = vec![0; 65_536];
     let trying = async {
@@ -78,7 +79,7 @@ async fn con_5_the_first_datagram_of_a_flow_finds_it() {
     let listen = sites
         .address(&spec("dns", "udp:127.0.0.1:0", "east", 1))
         .await;
-    // Few enough for each to have a stream at once.
+    // Few enough that each can have a stream at once.
     let mut sockets = Vec::new();
     for _ in 0..40 {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -95,32 +96,32 @@ async fn con_5_the_first_datagram_of_a_flow_finds_it() {
     }
 }
 
-/// Datagrams of a series, and how many of them may be lost where nothing is in their way.
+/// Datagrams in a series, and how many of them may be lost when nothing is in their way.
 const SERIES: usize = 500;
 const LOST_MAX: usize = SERIES / 100;
 
-/// Most that a move of their channel may cost besides: what is asked for in a tenth of a second.
+/// Most additional losses while their channel moves: the datagrams of a tenth of a second.
 const LOST_MOVING_MAX: usize = 10;
 
-/// Least time between two of a series.
+/// Least interval between two datagrams of a series.
 const PACE_MIN: Duration = Duration::from_millis(2);
 
-/// How long an answer is waited for; whatever has none by then is lost.
+/// How long to wait for an answer; a datagram without one by then is lost.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
-/// Bytes without an answer beyond which the next one waits: a machine that stands still for a moment would else lose them
-/// in its own sockets, which is not what is counted.
+/// Unanswered bytes beyond which the next datagram waits. Otherwise a machine that stalls for a
+/// moment would lose datagrams in its own sockets, which are not to be counted.
 const UNANSWERED_BYTES: usize = 64 * 1024;
 
-/// The datagram of a series that has this number.
+/// The datagram with this number in a series.
 fn numbered(number: usize, bytes: usize) -> Vec<u8> {
     let mut datagram = pattern(number as u64 + 2, bytes);
     datagram[..4].copy_from_slice(&u32::try_from(number).unwrap().to_be_bytes());
     datagram
 }
 
-/// Sends a series at a tenth of what the path carries, each of it once, and does something in its middle; how many did not
-/// come back.
+/// Sends a series at a tenth of the path's rate, each datagram once, and does something in the
+/// middle. Returns how many did not come back.
 async fn lost_of_series(
     socket: &UdpSocket,
     (bytes, pace_min): (usize, Duration),
@@ -162,7 +163,7 @@ async fn lost_of_series(
     SERIES - answered.len()
 }
 
-/// Sites with such a path to the first of them, and what rules it.
+/// Sites with such a path to the first of them, and the path's control.
 async fn on_a_path(others: &[(&str, Endpoint)], relay: &mut Option<Relay>) -> (Sites, Control) {
     let sites = Sites::start(others, Some(relay)).await;
     let control = relay.as_ref().unwrap().control();
@@ -188,7 +189,8 @@ async fn con_2_of_a_path_that_is_not_full_nearly_every_datagram_comes_back() {
         .await;
     let socket = connected(listen).await;
     comes_back(&socket, b"the way is there").await;
-    // A few words, what a packet just carries, and what goes over the stream beside them.
+    // Small datagrams, the largest that fit into a packet, and those that go over the stream beside
+    // them.
     for bytes in [100, 1150, 9000] {
         let lost = lost_of_series(&socket, (bytes, PACE_MIN), async || {}).await;
         assert!(
@@ -222,7 +224,7 @@ async fn con_8_a_new_generation_costs_few_datagrams() {
     }
 }
 
-/// How soon a path that carries nothing shows, and datagrams flow once it carries again.
+/// How soon an outage of the path is visible, and how soon datagrams flow after it.
 const SHOWN_WITHIN: Duration = Duration::from_secs(2);
 const BACK_WITHIN: Duration = Duration::from_secs(1);
 

@@ -1,4 +1,4 @@
-//! What a bad peer gets of a tunnel whose limits nobody has set.
+//! What a bad peer can take of a tunnel with default limits.
 
 use std::time::Duration;
 
@@ -10,19 +10,19 @@ use tokio::time::timeout;
 use towpath_protocol::channel::{Begin, Class, LinkId, Open, Preamble, StreamId};
 use towpath_tunnel::config::Limits;
 
-/// Most that waits here unread of all that a peer sends on a connection, and what sockets and the carriers of streams
-/// have taken of each.
+/// Most unread bytes that are kept of a peer's connection, and additional bytes that sockets and
+/// carriers have taken of each stream.
 const UNREAD_BYTES: u64 = 24 << 20;
 const TAKEN_BYTES_MAX: u64 = 256 << 10;
 
-/// Streams that a peer may have open on a connection. QUIC tells of those that have ended only once they are more than
-/// an eighth, so that it has to allow as many more.
+/// Streams that a peer may have open on a connection. QUIC announces new ones only once more than
+/// an eighth have ended, so it has to allow that many more.
 const STREAM_COUNT: usize = 64;
 
-/// How long nothing goes on before nothing will.
+/// If nothing happens for this long, nothing more will.
 const STILL: Duration = Duration::from_millis(500);
 
-/// Opens a stream to the region's service, which has taken it then.
+/// Opens a stream to the region's service, which has accepted it then.
 async fn begin(connection: &Connection, number: u128, class: Class) -> (SendStream, RecvStream) {
     let (mut send, mut recv) = soon(connection.open_bi()).await.unwrap();
     let begin = Preamble::Begin(Begin {
@@ -39,7 +39,7 @@ async fn begin(connection: &Connection, number: u128, class: Class) -> (SendStre
     (send, recv)
 }
 
-/// A link to a tunnel whose limits are what they are without a word.
+/// A link to a tunnel with default limits.
 async fn link(door: &Door) -> Joined {
     assert_eq!(door.config.limits, Limits::default());
     joined(door, LinkId(7)).await
@@ -57,7 +57,7 @@ async fn t06_streams_that_nobody_reads_take_twenty_four_mebibytes_of_a_tunnel() 
         let (stream, (_, unread)) = tokio::join!(opening, accept(&service));
         kept.push((stream, unread));
     }
-    // One after the other, for the first may not have it all.
+    // One stream after the other: the first must not be able to take all of it.
     let chunk = vec![1; 64 * 1024];
     for ((send, _), _) in &mut kept {
         while let Ok(wrote) = timeout(STILL, send.write(&chunk)).await {
@@ -65,7 +65,7 @@ async fn t06_streams_that_nobody_reads_take_twenty_four_mebibytes_of_a_tunnel() 
             assert!(taken <= 2 * UNREAD_BYTES, "{taken} bytes");
         }
     }
-    // The first words of the streams are of it too.
+    // The preambles of the streams count too.
     let least = UNREAD_BYTES - 1000;
     let most = UNREAD_BYTES + STREAMS * TAKEN_BYTES_MAX;
     assert!((least..=most).contains(&taken), "{taken} bytes");
@@ -76,7 +76,7 @@ async fn t16_sixty_four_streams_are_served_and_an_eighth_more_can_be_opened() {
     let door = Door::open().await;
     let echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
     let link = link(&door).await;
-    // Without a first word they would end the link if they went before it.
+    // All streams are kept open: one that ends before its preamble would end the link.
     let mut legs = Vec::new();
     for (connection, class) in [(&link.urgent, Class::Demand), (&link.bulk, Class::Bulk)] {
         let mut kept = Vec::new();

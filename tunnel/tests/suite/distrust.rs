@@ -1,4 +1,4 @@
-//! Hosts that do not trust each other: each side says why in plain words, and what mends it.
+//! Hosts that do not trust each other: each side reports the reason and a remedy in plain words.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::{LinkState, LinkView};
 
-/// An edge that dials what it takes for the region, and what is there.
+/// An edge that dials what it believes to be the region, and the tunnel it reaches.
 struct Strangers {
     edge: Tunnel,
     edge_config: Config,
@@ -30,7 +30,7 @@ impl Strangers {
         }
     }
 
-    /// Waits until the edge's link is down for a reason with this in it.
+    /// Waits until the edge's link is down with a reason that contains this.
     async fn told(&self, reason: &str) -> LinkView {
         let link = || self.edge.status().links.remove(0);
         until(reason, || link().reason.contains(reason)).await;
@@ -38,14 +38,14 @@ impl Strangers {
         link()
     }
 
-    /// Waits until handshakes are refused at the other side for this reason.
+    /// Waits until the other side refuses handshakes for this reason.
     async fn refused(&self, reason: &str) -> String {
         let refused = || self.there.status().refused;
         until(reason, || {
             refused().is_some_and(|refused| refused.reason == reason)
         })
         .await;
-        // Whoever it was has proved nothing, and is no peer's trouble.
+        // The stranger has proved nothing, so the peer's link does not report it.
         let link = self.there.status().links.remove(0);
         assert!(link.reason.contains("waiting for the peer"), "{link:?}");
         let remedy = link.remedy.unwrap();
@@ -67,7 +67,7 @@ async fn a_peer_with_another_sites_certificate_is_told_by_its_name() {
     assert!(remedy.contains("towpath certs"), "{remedy}");
     let remedy = sites.refused("refused_by_peer").await;
     assert!(remedy.contains("this host's certificate"), "{remedy}");
-    // However often it is tried, the log has one line of it.
+    // However often it retries, the log has one line about it.
     let dials = "towpath_tunnel_dials_total{cause=\"clock\"";
     let dialled = async {
         while metric(&sites.edge_config, dials).await < 4 {
@@ -93,7 +93,7 @@ async fn a_peer_of_an_unknown_authority_is_told_from_one_that_does_not_answer() 
     let remedy = link.remedy.unwrap();
     assert!(remedy.contains("compare `ca.pem` of both"), "{remedy}");
     sites.refused("refused_by_peer").await;
-    // Whatever is to go over the link is told the same.
+    // Programs that want a stream over the link get the same reason.
     let asked = crate::harness::open(
         &sites.edge_config.socket,
         "region",
@@ -108,7 +108,7 @@ async fn a_peer_of_an_unknown_authority_is_told_from_one_that_does_not_answer() 
 async fn a_peer_that_refuses_our_certificate_is_told_as_such_at_both_sides() {
     let (world, other) = (World::new(), World::new());
     let mut edge = other.site("edge", "region");
-    // The edge trusts both authorities, and the region its own alone.
+    // The edge trusts both authorities, the region only its own.
     let both: PathBuf = other.path("both.pem");
     let own = fs::read(&edge.certificates.ca).unwrap();
     let known = fs::read(world.path("ca/ca.pem")).unwrap();

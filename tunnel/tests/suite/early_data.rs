@@ -1,5 +1,5 @@
-//! What is sent before a handshake is over (T13): it can be recorded and said again by anybody, so that none of it
-//! counts.
+//! Data sent before a handshake completes (T13). Anyone can record and replay it, so none of it may
+//! have an effect.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
@@ -16,13 +16,13 @@ use crate::handshake::begin;
 use crate::harness::peer::{answer, join, joined};
 use crate::harness::{Door, metric, soon, until};
 
-/// How long the answer to a replay may take until it is said again.
+/// How long to wait for an answer to a replay before the next one.
 const REPLAY_WAIT: Duration = Duration::from_millis(200);
 
-/// Sessions that the helper keeps, and tickets that it hands out.
+/// Sessions that the helper keeps, and tickets that it issues.
 const SESSION_COUNT: usize = 8;
 
-/// The region's certificate with settings that take early data: whoever has been there can send some.
+/// A server with the region's certificate that accepts early data: its clients can send some later.
 fn helper(door: &Door) -> Endpoint {
     let files = &door.config.certificates;
     let region = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
@@ -35,7 +35,7 @@ fn helper(door: &Door) -> Endpoint {
     Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap()
 }
 
-/// Has the helper hand out its tickets: they are here once something comes behind them.
+/// Takes the helper's tickets: they have arrived once later data has.
 async fn take_tickets(client: &quinn::ClientConfig, endpoint: &Endpoint, helper: &Endpoint) {
     let address = helper.local_addr().unwrap();
     let connecting = endpoint
@@ -58,7 +58,7 @@ async fn take_tickets(client: &quinn::ClientConfig, endpoint: &Endpoint, helper:
     drop(soon(async { tokio::join!(serving, asking) }).await);
 }
 
-/// Passes datagrams on, and keeps those that are sent towards the tunnel.
+/// Forwards datagrams, and records those sent towards the tunnel.
 fn recorder(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
@@ -83,7 +83,7 @@ fn recorder(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
     (address, kept)
 }
 
-/// Says all that makes a link and asks for a stream, before the handshake is over.
+/// Sends everything that makes a link and opens a stream, before the handshake completes.
 async fn say_early(connection: &Connection) -> Vec<(SendStream, RecvStream)> {
     let mut joining = join(connection, |join| {
         (join.link, join.leg) = (LinkId(9), Leg::Urgent);
@@ -97,7 +97,8 @@ async fn say_early(connection: &Connection) -> Vec<(SendStream, RecvStream)> {
     vec![joining, (send, recv)]
 }
 
-/// The tunnel hears what is said once the handshake is over. Tickets would have come before its answer.
+/// Checks that the tunnel answers after the handshake. Tickets would have arrived before its
+/// answer.
 async fn is_answered(connection: &Connection) {
     let unheard = VersionRange { min: 98, max: 99 };
     let (_send, mut recv) = join(connection, |join| join.versions = unheard).await;
@@ -107,7 +108,7 @@ async fn is_answered(connection: &Connection) {
     }
 }
 
-/// What would have changed if any of that had been heard.
+/// The state that would have changed if any of the early data had been heard.
 async fn heard(door: &Door) -> (Vec<u64>, usize, Option<String>) {
     let mut counts = Vec::new();
     for series in [
@@ -121,7 +122,8 @@ async fn heard(door: &Door) -> (Vec<u64>, usize, Option<String>) {
     (counts, status.channels.len(), link.host.clone())
 }
 
-/// Whether a datagram has a packet of early data: those behind an Initial packet are found by its length.
+/// Whether a datagram contains a packet of early data; packets after an Initial are found by its
+/// length.
 fn has_early_data(datagram: &[u8]) -> bool {
     let mut rest = datagram;
     while rest.len() > 7 && rest[0] & 0x80 != 0 {
@@ -129,7 +131,7 @@ fn has_early_data(datagram: &[u8]) -> bool {
         if kind == 1 {
             return true;
         }
-        // Version, two connection ids, and an Initial's token; then how long the packet is.
+        // Version, two connection IDs, and an Initial's token; then the length of the packet.
         let mut at = 5;
         for _ in 0..2 {
             at += 1 + usize::from(rest[at]);
@@ -144,7 +146,7 @@ fn has_early_data(datagram: &[u8]) -> bool {
     false
 }
 
-/// An integer in QUIC's variable length, and how many bytes it takes (RFC 9000 16).
+/// A variable-length integer, and its length in bytes (RFC 9000 16).
 fn integer(bytes: &[u8]) -> (usize, usize) {
     let length = 1 << (bytes[0] >> 6);
     let first = usize::from(bytes[0] & 0x3f);
@@ -165,7 +167,7 @@ async fn t13_recorded_early_data_is_refused_and_no_frame_of_it_is_parsed() {
     let helper = helper(&door);
     take_tickets(&client, &endpoint, &helper).await;
 
-    // If the tunnel has tickets to give, its own are taken before the helper's.
+    // If the tunnel issued tickets, its own would be used before the helper's.
     let connecting = endpoint
         .connect_with(client.clone(), door.address(), "towpath.invalid")
         .unwrap();
@@ -174,7 +176,7 @@ async fn t13_recorded_early_data_is_refused_and_no_frame_of_it_is_parsed() {
     is_answered(&connection).await;
     connection.close(0_u32.into(), b"");
 
-    // With a ticket in hand the client sends early, and is told that none of it counted.
+    // With a ticket the client sends early data, and is told that it was rejected.
     let (address, recorded) = recorder(door.address());
     let before = heard(&door).await;
     let connecting = endpoint
@@ -186,19 +188,20 @@ async fn t13_recorded_early_data_is_refused_and_no_frame_of_it_is_parsed() {
     let early = soon(say_early(&connection)).await;
     assert!(!soon(accepted).await, "early data was taken");
     drop(early);
-    // It was the first stream; what is said on the first one now is what is answered.
+    // The early data used the first stream; the answer is to what is sent on the first one now.
     is_answered(&connection).await;
     connection.close(0_u32.into(), b"");
     assert_eq!(heard(&door).await, before);
 
-    // Anybody says it again.
+    // An attacker replays it.
     let flight: Vec<Vec<u8>> = recorded.lock().unwrap().clone();
     let early = flight.iter().position(|datagram| has_early_data(datagram));
     let flight = &flight[..=early.expect("early data was sent")];
     until(
         "a replay is answered as a handshake of which nothing follows",
         || {
-            // As long as the tunnel remembers the first one, it is taken for a part of that, and dropped.
+            // While the tunnel remembers the first connection, the replay counts as a part of that
+            // and is dropped.
             let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
             stranger.set_read_timeout(Some(REPLAY_WAIT)).unwrap();
             for datagram in flight {
@@ -211,7 +214,7 @@ async fn t13_recorded_early_data_is_refused_and_no_frame_of_it_is_parsed() {
     assert_eq!(heard(&door).await, before);
     assert!(door.region.status().links[0].host.is_none());
 
-    // The tunnel goes on.
+    // The tunnel still works.
     let link = joined(&door, LinkId(7)).await;
     until("it is up", || door.region.status().links[0].host.is_some()).await;
     drop(link);

@@ -1,4 +1,5 @@
-//! The first host is stolen where nobody has named a list of revoked certificates: it is out without a restart.
+//! The first host is stolen where no revocation list has been configured: it is shut out without a
+//! restart.
 
 use std::fs;
 
@@ -13,7 +14,7 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::config::Config;
 
-/// Has the region read a configuration whose certificates are these.
+/// Makes the region reload a configuration with these certificates.
 async fn reload_with(pair: &Pair, config: &Config) {
     let file = config.socket.with_file_name("tunnel.toml");
     fs::write(&file, toml::to_string(config).unwrap()).unwrap();
@@ -54,7 +55,7 @@ async fn t11_a_list_that_is_named_while_the_tunnel_runs_is_in_use_at_once() {
     let first = fs::read(ca.join("crl.pem")).unwrap();
     sign(authority, &Which::Host(thief), LIST_VALIDITY);
 
-    // A list that is not there yet changes nothing, and is in use as soon as it is.
+    // A list that does not exist yet changes nothing, and is used as soon as it exists.
     let without = pair.region_config.clone();
     let mut with = without.clone();
     with.certificates.crl = Some(with.certificates.ca.with_file_name("crl.pem"));
@@ -73,7 +74,8 @@ async fn t11_a_list_that_is_named_while_the_tunnel_runs_is_in_use_at_once() {
         load.flows().await;
     }
 
-    // One that is named no longer is in use no longer, and an older one is known as such if it is named again.
+    // A list that is no longer configured is no longer used; if it is configured again, an older
+    // one is still recognised as older.
     reload_with(&pair, &without).await;
     assert!(lists(&pair).is_empty());
     shake(&pair, &client).await.unwrap();
@@ -85,7 +87,7 @@ async fn t11_a_list_that_is_named_while_the_tunnel_runs_is_in_use_at_once() {
         "{}",
         problem(&pair)
     );
-    // The newest one that there was holds in its place, as after a start.
+    // The newest list so far is used instead, as after a start.
     assert_eq!(lists(&pair), [2]);
     check_refused(&pair, &client, "revoked").await;
     carry_list(&ca, &with);

@@ -1,4 +1,4 @@
-//! Forecasts of a running link: learnt while it is full, kept over a restart, asked for over HTTP.
+//! Forecasts of a running link: learnt while it is full, kept over a restart, read over HTTP.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use towpath_tunnel::status::{ForecastDocument, QuantilesView, StatusView};
 
 const LINK_BITS_PER_SECOND: u64 = 80_000_000;
 
-/// The forecast, or nothing while the history is being read.
+/// The forecast, or `None` while the history is being read.
 async fn forecast(client: &Client, rest: &str) -> Option<ForecastDocument> {
     let path = format!("/v1/forecast?peer=region{rest}");
     match client.get(&path).await {
@@ -21,7 +21,7 @@ async fn forecast(client: &Client, rest: &str) -> Option<ForecastDocument> {
     }
 }
 
-/// Asks until the answer is as it should be.
+/// Asks until the answer meets a condition.
 async fn until(
     client: &Client,
     rest: &str,
@@ -76,7 +76,7 @@ async fn a_full_link_is_forecast_and_its_history_outlives_the_tunnel() {
         (70..=110).contains(&share),
         "{share} % of what the link carries"
     );
-    // 100 MB at 80 Mbit/s are ten seconds.
+    // 100 MB at 80 Mbit/s take ten seconds.
     let took = known.through_p50_unix_seconds.unwrap() - known.now_unix_seconds;
     assert!((8..=15).contains(&took), "{took} s");
     let status: StatusView = client.get("/status").await.unwrap();
@@ -87,7 +87,7 @@ async fn a_full_link_is_forecast_and_its_history_outlives_the_tunnel() {
             .all(|view| view.direction == "send")
     );
     assert!(!status.links[0].forecasts.is_empty());
-    // Who receives knows it too, for it was told when the path was the limit.
+    // The receiving side knows it too: it was told when the path was the limit.
     let other = Client::new(&pair.region_config.admin.socket);
     let heard = async {
         loop {
@@ -132,18 +132,18 @@ async fn all_histories_are_kept_though_the_disk_takes_longer_than_the_farewell()
     };
     let pair = Pair::start_with(change, None).await;
     let client = Client::new(&pair.edge_config.admin.socket);
-    // By now the histories have been read, the last of them too.
+    // By now the histories have been read, including the last.
     until(&client, "", |_| true).await;
     let folder = pair.edge_config.state_dir.clone().unwrap();
     let folder = folder.join("forecast");
     std::fs::create_dir_all(&folder).unwrap();
-    // A file that is not written to until somebody reads it.
+    // A file to which writes block until somebody reads it.
     let slow = folder.join("away.send.new");
     let made = std::process::Command::new("mkfifo").arg(&slow).status();
     assert!(made.unwrap().success());
     let mut stopping = tokio::spawn(pair.edge.stop());
     let farewell = tokio::time::timeout(Duration::from_secs(2), &mut stopping).await;
-    // From here on the disk is as fast as any.
+    // From here on the disk is no longer slow.
     let reading = tokio::task::spawn_blocking(move || std::fs::read(slow).unwrap());
     assert!(
         farewell.is_err(),
@@ -175,7 +175,7 @@ async fn a_link_whose_cap_is_below_its_line_is_forecast_to_carry_the_cap() {
     for view in &known.forecasts {
         let told = view.quantiles.as_ref();
         let told = told.unwrap_or_else(|| panic!("in {}", view.horizon));
-        // A busy machine may be slower than the cap for some seconds.
+        // A busy machine may stay below the cap for some seconds.
         let share = told.p50_bits_per_second * 100 / CAP;
         assert!((70..=100).contains(&share), "in {}: {told:?}", view.horizon);
         assert!(told.p90_bits_per_second <= CAP, "{told:?}");
@@ -190,13 +190,13 @@ async fn a_link_whose_cap_is_below_its_line_is_forecast_to_carry_the_cap() {
             age_seconds: 0,
         }
     );
-    // 90 MB of a program at 72 Mbit/s are ten seconds, and what packets take beside is another half.
+    // 90 MB of a program at 72 Mbit/s take ten seconds, and packet overhead half a second more.
     let took = known.through_p50_unix_seconds.unwrap() - known.now_unix_seconds;
     assert!((11..=15).contains(&took), "{took} s");
     assert!(!client.text("/").await.unwrap().contains("no forecast"));
     let metrics = client.text("/metrics").await.unwrap();
     assert!(metrics.contains("towpath_tunnel_predicted_bytes_per_second{"));
-    // To who receives, the cap is what comes.
+    // For the receiving side, the cap is what arrives.
     let other = Client::new(&pair.region_config.admin.socket);
     let heard = async {
         loop {

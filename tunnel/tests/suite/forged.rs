@@ -1,4 +1,4 @@
-//! Somebody on the way who can answer where a peer is dialled, and proves nothing.
+//! An attacker on the path answers when a peer is dialled, and proves nothing.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use crate::harness::trust::{all_flow, end_all, loaded_pair};
 use crate::harness::until;
 use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
 
-/// TLS's alert for a certificate that is revoked.
+/// The TLS alert for a revoked certificate.
 const CERTIFICATE_REVOKED: u8 = 44;
 
-/// Ends every handshake that is begun at an address until it is dropped, as nobody but the peer should.
+/// Ends every handshake to an address by a forged alert until it is dropped.
 struct Forger {
     said: Arc<AtomicUsize>,
-    /// Lost with the forger, and so its thread ends.
+    /// Dropped with the forger, which ends its thread.
     alive: Option<Arc<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -69,7 +69,7 @@ async fn t10_a_forged_word_of_our_being_revoked_costs_no_stream() {
     drop(pair.relay.take());
     let forger = Forger::at(door.listen);
     let (count, link) = (loads.len() as u64, || pair.edge.status().links.remove(0));
-    // It is shown, for nothing else is known, and that is all.
+    // The reason is shown, because no other is known, but it has no further effect.
     let whose = "this host's certificate is revoked";
     until(whose, || link().reason.starts_with(whose)).await;
     let before = forger.said.load(Ordering::Relaxed);

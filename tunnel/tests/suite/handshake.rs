@@ -1,4 +1,4 @@
-//! Who gets in: hostile datagrams, certificates, protocols and first words, over real sockets.
+//! Admission: hostile datagrams, certificates, protocols and preambles, over real sockets.
 
 use std::net::UdpSocket;
 use std::path::Path;
@@ -32,12 +32,12 @@ use towpath_tunnel::config::{Config, Limits};
 const DAY: Duration = Duration::from_hours(24);
 
 impl Door {
-    /// The region refuses this client, for this reason, before anything of a link is said.
+    /// Checks that the region refuses this client for this reason before any message of a link.
     async fn check_refused(&self, client: rustls::ClientConfig, reason: &str) {
         let before = rejected(&self.config, reason).await;
         match self.connect(client).await {
             Err(_) => {}
-            // In TLS 1.3 the dialling side is done before its certificate has been looked at.
+            // In TLS 1.3 the dialling side is done before its certificate has been verified.
             Ok(connection) => {
                 let closed = soon(connection.closed()).await;
                 let told = matches!(closed, ConnectionError::ConnectionClosed(_));
@@ -59,7 +59,7 @@ fn show(client: &mut rustls::ClientConfig, cert: &Path, key: &Path) {
     client.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(keys));
 }
 
-/// A certificate of the domain's authority with any name and use.
+/// A certificate of the domain's authority with any name and usage.
 fn forge(world: &World, uri: &str, usage: ExtendedKeyUsagePurpose) -> [std::path::PathBuf; 2] {
     let key = std::fs::read_to_string(world.path("ca/ca.key")).unwrap();
     let pem = std::fs::read_to_string(world.path("ca/ca.pem")).unwrap();
@@ -82,7 +82,7 @@ async fn t01_random_datagrams_are_dropped_without_an_answer() {
     for length in [0, 1, 5, 20, 100, 1199, 1200, 1472] {
         let mut datagram = pattern(length as u64, length);
         if let Some(first) = datagram.first_mut() {
-            // A long header of QUIC version 1 makes the parser look closest.
+            // A long header of QUIC version 1 gets deepest into the parser.
             *first |= 0xc0;
         }
         if length > 5 {
@@ -97,7 +97,7 @@ async fn t01_random_datagrams_are_dropped_without_an_answer() {
     assert!(!answered, "something was answered");
     let series = "towpath_quic_incoming_dropped_total{reason=\"malformed\"}";
     let malformed = metric(&door.config, series).await;
-    // Noise may look like a packet now and then.
+    // Noise may occasionally look like a packet.
     assert!((3..=7).contains(&malformed), "{malformed}");
 }
 
@@ -133,7 +133,7 @@ async fn t09_from_another_authority() {
     let mut client = door.client();
     show(&mut client, &files.cert, &files.key);
     door.check_refused(client, "unknown_authority").await;
-    // It is said of the host, and never of the peer that the stranger claims to be.
+    // It is reported for the host, never for the peer that the stranger claims to be.
     let refused = || door.region.status().refused;
     until("it is told", || refused().is_some()).await;
     assert_eq!(refused().unwrap().reason, "unknown_authority");
@@ -161,7 +161,7 @@ async fn t09_expired_and_not_yet_valid() {
 }
 
 impl Door {
-    /// As [`Door::client`], with files of its own.
+    /// Like [`Door::client`], with files of its own.
     fn client_once(&self, folder: &str) -> rustls::ClientConfig {
         let validity = Validity::lasting(DAY, SystemTime::now());
         let files = self
@@ -205,7 +205,7 @@ async fn t13_early_data_is_never_had() {
             panic!("attempt {attempt} had early keys");
         };
         let connection = soon(connecting).await.unwrap();
-        // Tickets would come right after the handshake: whatever is answered comes behind them.
+        // Tickets would come right after the handshake, before any answer.
         let unheard = VersionRange { min: 98, max: 99 };
         let (_send, mut recv) = join(&connection, |join| join.versions = unheard).await;
         assert!(matches!(answer(&mut recv).await, Preamble::Refused(_)));
@@ -231,7 +231,7 @@ async fn t14_other_protocols_and_weaker_key_exchanges() {
     door.check_refused(weak, "wrong_protocol").await;
 }
 
-/// The first words of a stream to the region's service.
+/// The preamble of a stream to the region's service.
 pub(crate) fn begin(class: Class) -> Preamble {
     Preamble::Begin(Begin {
         stream: StreamId(7),
@@ -255,7 +255,8 @@ async fn a_site_that_is_no_peer_is_denied() {
     closed_with(&connection, "no peer").await;
 }
 
-/// Whoever has a channel's metadata knows where to knock and what to ask for, and no more than that.
+/// Someone who has a channel's metadata knows where to connect and what to ask for, and nothing
+/// else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_4_metadata_without_a_listed_identity_lets_nobody_in() {
     let target = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -265,7 +266,7 @@ async fn con_4_metadata_without_a_listed_identity_lets_nobody_in() {
         config.services[0].target = Some(till);
     })
     .await;
-    // Of nobody, of another authority, of yesterday.
+    // No certificate, one of another authority, an expired one.
     let mut nobody = door.client_once("nobody");
     nobody.client_auth_cert_resolver = anonymous();
     door.check_refused(nobody, "no_certificate").await;
@@ -284,14 +285,14 @@ async fn con_4_metadata_without_a_listed_identity_lets_nobody_in() {
         show(&mut client, &files.cert, &files.key);
         door.check_refused(client, reason).await;
     }
-    // Of a site that the metadata does not name, though the authority knows it.
+    // A site that the metadata does not name, though the authority has certified it.
     let files = door.world.issue("west");
     let mut unlisted = door.client_once("unlisted");
     show(&mut unlisted, &files.cert, &files.key);
     let connection = door.connect(unlisted).await.unwrap();
     closed_with(&connection, "no peer").await;
     assert_eq!(door.region.status().links[0].host, None);
-    // And the other way round: whoever answers for the region must be the region.
+    // And the reverse: a server that answers for the region must be the region.
     let impostor = World::new();
     let region = Tunnel::start(&impostor.site("region", "edge"))
         .await
@@ -379,7 +380,7 @@ async fn t16_a_peer_that_takes_no_word_of_the_link_loses_it() {
                 },
                 is_datagrams: false,
             });
-            // A connection that is over shows at the next stream.
+            // A connection that has ended shows at the next stream.
             let _ = send.write_all(&begin.encode()).await;
             let _ = send.write_all(b"ping").await;
             let _ = recv.read(&mut [0; 500]).await;
@@ -401,7 +402,7 @@ async fn t16_three_streams_without_whole_first_words_end_the_link() {
     let mut kept = Vec::new();
     for _ in 0..3 {
         let (mut send, recv) = link.urgent.open_bi().await.unwrap();
-        // One byte of many, and then never another.
+        // One byte of many, and then nothing more.
         send.write_all(b"T").await.unwrap();
         kept.push((send, recv));
     }
@@ -418,7 +419,7 @@ async fn t16_streams_that_are_taken_back_end_no_link() {
         let (mut send, mut recv) = link.urgent.open_bi().await.unwrap();
         send.write_all(b"T").await.unwrap();
         send.reset(0_u32.into()).unwrap();
-        // Its end was seen at the other side.
+        // The other side has seen its end.
         let _ = soon(recv.read_to_end(1000)).await;
     }
     let (mut send, mut recv) = link.urgent.open_bi().await.unwrap();
@@ -447,7 +448,7 @@ async fn t15_a_stream_resumes_on_the_leg_of_its_class_only() {
     moving.write_all(&resume.encode()).await.unwrap();
     let reset = soon(moved.read_to_end(1000)).await.unwrap_err().to_string();
     assert!(reset.contains("reset"), "{reset}");
-    // It goes on where it is.
+    // It continues on its own leg.
     send.write_all(b"ping").await.unwrap();
     let mut heard = [0; 4];
     soon(recv.read_exact(&mut heard)).await.unwrap();
@@ -483,7 +484,8 @@ async fn t15_a_class_on_the_wrong_leg_is_refused() {
     assert!(link.urgent.close_reason().is_none());
 }
 
-/// Whoever dials lets go of a link that is just being made if the one before answers again, or loses it.
+/// A dialler drops a link that is being made if the previous one answers again, or it loses the new
+/// one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_is_back_in_its_place_if_the_one_that_replaced_it_ends_first() {
     let door = Door::open().await;
@@ -500,14 +502,14 @@ async fn a_link_is_back_in_its_place_if_the_one_that_replaced_it_ends_first() {
     for connection in [&second.urgent, &second.bulk] {
         connection.close(0_u32.into(), b"");
     }
-    // The stream that had not moved goes on, and new ones can be had.
+    // The stream that had not moved continues, and new ones can be opened.
     send.write_all(b"ping").await.unwrap();
     let mut heard = [0; 4];
     soon(recv.read_exact(&mut heard)).await.unwrap();
     assert_eq!(&heard, b"ping");
     let socket = door.config.socket.clone();
     let opening = tokio::spawn(async move {
-        // Those that come before the end of the second link is known are lost with it.
+        // Streams opened before the end of the second link is known are lost with it.
         while open(&socket, "edge", "echo", Class::Demand).await.is_err() {}
     });
     let _begun = soon(first.urgent.accept_bi()).await.unwrap();
@@ -533,7 +535,7 @@ async fn a_host_that_does_not_answer_leaves_the_tunnel_dialling() {
         }
         ports
     }));
-    // Three attempts of two connections each, all from sockets of their own.
+    // Three attempts of two connections each, all from different sockets.
     assert_eq!(fresh.await.unwrap().len(), 6);
 }
 
@@ -594,7 +596,7 @@ async fn t17_a_peer_that_changes_its_wish_without_end_holds_nobody_up() {
         .unwrap();
     assert!(matches!(answer(&mut recv).await, Preamble::Opened(_)));
     let page = pattern(5, 4096);
-    // Others are served all the while.
+    // Other peers are served all the while.
     let mut pages = 0;
     while pages < 10 || !saying.is_finished() {
         pages += 1;

@@ -1,4 +1,4 @@
-//! What waits to be looked at by whoever is dialled: connections that have begun and what came of them since.
+//! The queue of incoming connections that the dialled side has not accepted yet, and their data.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use towpath_certs::{Identity, tls};
 use towpath_tunnel::config::Limits;
 use towpath_tunnel::transport;
 
-/// Connections that may wait, and bytes that may wait of each and of all: a flood of them costs no more memory.
+/// Most connections that may wait, and most bytes of each and of all: a flood takes no more memory.
 const WAITING_MAX: u16 = 256;
 const BYTES_EACH_MAX: u64 = 32 * 1024;
 const BYTES_MAX: u64 = 4 << 20;
@@ -19,7 +19,7 @@ const BYTES_MAX: u64 = 4 << 20;
 /// Bytes of each datagram.
 const DATAGRAM_BYTES: u64 = 1200;
 
-/// The library's side that is dialled, with the tunnel's settings, in a time that stands still.
+/// The dialled side of the library, with the tunnel's settings and a clock that stands still.
 struct Dialled {
     endpoint: Endpoint,
     now: Instant,
@@ -39,11 +39,11 @@ impl Dialled {
         }
     }
 
-    /// Takes the first words of a host of this number; gives what is made of them.
+    /// Handles the first datagram of a host with this number; returns the resulting event.
     fn hear(&mut self, number: u16) -> Option<DatagramEvent> {
         let [high, low] = number.to_be_bytes();
         let id = [9, 9, 9, 9, 9, 9, high, low];
-        // The first half of a hello, whose second one does not come.
+        // The first half of a ClientHello; the second half does not come.
         let mut hello = vec![0; 300];
         hello[..4].copy_from_slice(&[1, 0, 2, 0]);
         let datagram = raw::initial(&id, &[7; 8], frame::crypto(0, &hello));
@@ -62,7 +62,8 @@ impl Dialled {
         }
     }
 
-    /// Lets one in; gives how many bytes of it had waited behind its first datagram, which the library does not count.
+    /// Accepts a connection; returns how many bytes had waited after its first datagram, which the
+    /// library does not count.
     fn let_in(&mut self, incoming: Incoming) -> u64 {
         let mut answer = Vec::new();
         let accepted = self.endpoint.accept(incoming, self.now, &mut answer, None);
@@ -78,7 +79,7 @@ fn t03_what_waits_to_be_looked_at_is_bounded_in_number_and_in_bytes() {
         .filter_map(|number| dialled.waits(number))
         .collect();
     assert_eq!(waiting.len(), usize::from(WAITING_MAX));
-    // More of each of them than may be kept.
+    // More data for each of them than may be kept.
     for number in 0..WAITING_MAX {
         for _ in 0..2 * BYTES_EACH_MAX / DATAGRAM_BYTES {
             assert!(dialled.hear(number).is_none(), "it is the same connection");

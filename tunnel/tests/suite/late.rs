@@ -1,4 +1,4 @@
-//! Channels whose addresses are somebody else's when the tunnel starts.
+//! Channels whose addresses are in use by others when the tunnel starts.
 
 use std::net::TcpListener;
 
@@ -16,8 +16,8 @@ fn channel_at(label: &str, address: &str) -> ChannelSpec {
     ChannelSpec::new(name(label), listen.parse().unwrap(), way, Class::App)
 }
 
-/// An address that nobody else has, and who has it. It is let go of and taken again: nothing else here listens at this
-/// host's address.
+/// Takes an address, and returns it with the listener that holds it. The address can be freed and
+/// taken again, because nothing else here listens at this host address.
 fn take_address() -> (TcpListener, String) {
     let taken = TcpListener::bind("127.9.2.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -28,13 +28,13 @@ fn keeps_state(config: &mut Config) {
     config.state_dir = Some(config.socket.with_file_name("state"));
 }
 
-/// A tunnel's channel of this name.
+/// A tunnel's channel with this name.
 fn find(tunnel: &Tunnel, label: &str) -> Option<ChannelView> {
     let mut channels = tunnel.status().channels.into_iter();
     channels.find(|channel| channel.name == label)
 }
 
-/// It is down, and says why.
+/// Checks that a channel is down, and says why.
 fn check_is_late(view: &ChannelView, address: &str) {
     assert_eq!(view.state, ChannelState::Down, "{view:?}");
     assert_eq!(view.listen, format!("tcp:{address}"));
@@ -52,7 +52,7 @@ async fn check_opens(tunnel: &Tunnel, label: &str, address: &str) -> ChannelView
     let listens = || find(tunnel, label).filter(|channel| channel.state == ChannelState::Healthy);
     until("the channel listens", || listens().is_some()).await;
     let view = listens().unwrap();
-    // Nobody is behind it, and so it fails from here on.
+    // There is no service behind it, so connections fail.
     check_answers(address).await;
     view
 }
@@ -107,7 +107,7 @@ async fn con_7_a_pushed_channel_without_its_address_after_a_restart_is_tried_aga
     let taken = TcpListener::bind(address).unwrap();
     let edge = Tunnel::start(&config).await.unwrap();
     check_is_late(&find(&edge, "pushed").unwrap(), address);
-    // It is not the configuration's, and stays when that is read again.
+    // It is not in the configuration, and stays when that is reloaded.
     std::fs::write(
         config.socket.with_file_name("tunnel.toml"),
         toml::to_string(&config).unwrap(),
@@ -115,7 +115,7 @@ async fn con_7_a_pushed_channel_without_its_address_after_a_restart_is_tried_aga
     .unwrap();
     edge.reload().await;
     check_is_late(&find(&edge, "pushed").unwrap(), address);
-    // It was tried twice by now, and told once.
+    // By now it has been tried twice, and reported once.
     let text = log.text();
     let lines = text.lines().filter(|line| line.contains("not opened"));
     assert_eq!(lines.filter(|line| line.contains(address)).count(), 1);
@@ -159,8 +159,8 @@ async fn con_6_a_channel_that_is_closed_before_it_listens_never_does() {
     assert_eq!(find(&pair.edge, "closed"), None);
 }
 
-/// A configuration that moves a channel to an address that is taken is tried again and again; whoever pushes the channel
-/// at its old address meanwhile keeps that.
+/// A configuration that moves a channel to an address in use is retried again and again. A channel
+/// pushed at the old address in the meantime keeps it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_8_a_channel_that_was_pushed_is_not_taken_away_by_what_could_not_be_had() {
     let (free, address) = take_address();
@@ -182,7 +182,7 @@ async fn con_8_a_channel_that_was_pushed_is_not_taken_away_by_what_could_not_be_
     let mut pushed = channel_at("till", &address);
     pushed.generation = 1;
     let _: ChannelView = client.post("/v1/channels", &pushed).await.unwrap();
-    // Longer than the first pauses between two tries.
+    // Longer than the first pauses between two retries.
     for _ in 0..30 {
         let view = find(&pair.edge, "till").unwrap();
         assert_eq!(

@@ -19,7 +19,7 @@ use towpath_tunnel::Tunnel;
 use towpath_tunnel::shares::Shaping;
 use towpath_tunnel::status::LinkState;
 
-/// A path of such a round trip without a bottleneck.
+/// A path with this round trip and no bottleneck.
 fn far(round_trip: Duration) -> Direction {
     Direction {
         delay: round_trip / 2,
@@ -27,7 +27,7 @@ fn far(round_trip: Duration) -> Direction {
     }
 }
 
-/// One of 40 ms.
+/// A path of 40 ms.
 fn forty_milliseconds() -> Direction {
     far(Duration::from_millis(40))
 }
@@ -68,7 +68,7 @@ async fn a_new_link_begins_with_what_the_last_one_has_learnt() {
         async |pair: &Pair| tokio::join!(pair.open("echo", Class::Bulk), accept(&listener));
     let (local, (_, mut remote)) = soon(opened(&pair)).await;
     let (mut local, sent) = (local.unwrap(), pattern(7, 24 << 20));
-    // Two seconds of the line: the startup is over long before.
+    // Two seconds' worth of the line: the slow start is over long before.
     let mut heard = vec![0; sent.len()];
     let (wrote, read) =
         soon(async { tokio::join!(local.write_all(&sent), remote.read_exact(&mut heard)) }).await;
@@ -80,7 +80,7 @@ async fn a_new_link_begins_with_what_the_last_one_has_learnt() {
     becomes(&pair.edge, LinkState::Down).await;
     pair.region = start_again(&config).await;
     pair.linked().await;
-    // What opens a stream is too little to show what the path carries.
+    // Opening a stream sends too little to show what the path carries.
     let (_local, _remote) = soon(opened(&pair)).await;
     until("it is known again", || learns(&pair) > BITS_PER_SECOND / 2).await;
 }
@@ -95,7 +95,7 @@ async fn of_an_idle_link_neither_rate_nor_queue_is_told() {
     let (mut local, (_, mut remote)) = (opened.0.unwrap(), opened.1);
     let mut queues = Vec::new();
     for _ in 0..LOOKS {
-        // A word that goes alone: its acknowledgement may wait for another one.
+        // A lone small message: its acknowledgement may be delayed until there is another.
         soon(local.write_all(&[7; 9])).await.unwrap();
         soon(remote.read_exact(&mut [0; 9])).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -108,21 +108,21 @@ async fn of_an_idle_link_neither_rate_nor_queue_is_told() {
     assert!(queues[LOOKS] < 10_000, "{queues:?} us");
 }
 
-/// A link that does not answer is dialled beside within this, on a busy machine too; QUIC has asked half a second before
-/// a cut at most.
+/// A link that does not answer is dialled anew within this time, even on a busy machine; QUIC's
+/// last probe before a cut was at most half a second earlier.
 const DIALLED_WITHIN: Duration = Duration::from_secs(3);
 
-/// How a stream went on behind a cut.
+/// How a stream continued after a cut.
 #[derive(Debug)]
 struct Back {
-    /// From the healing to its first byte, without what our threads waited meanwhile for a processor.
+    /// From the healing to its first byte, less the time that our threads waited for a processor.
     time: Duration,
-    /// Whether it went over another link.
+    /// Whether it continued over another link.
     is_resumed: bool,
 }
 
-/// Cuts the path of a stream whose one end writes, and heals it, or has only another link find a way from then on;
-/// another stream can be opened then.
+/// Cuts the path of a stream that is written at one end, then heals it. Unless `is_same`, the
+/// healed path carries only new links. Afterwards another stream can be opened.
 async fn outage(path: Direction, cut: Duration, writer: Side, is_same: bool) -> Back {
     let pair = Pair::start_with(|_, _| (), Some(path)).await;
     let (local, remote) = pair.stream(Class::Control).await;
@@ -135,7 +135,7 @@ async fn outage(path: Direction, cut: Duration, writer: Side, is_same: bool) -> 
     let dialled = metric(&pair.edge_config, series).await;
     control.cut_both();
     let began = Instant::now();
-    // Right away: what is sent as the path comes back would find its way by itself.
+    // Right away: data sent while the path comes back would get through by itself.
     writes.write_all(b"x").await.unwrap();
     tokio::time::sleep(cut).await;
     while metric(&pair.edge_config, series).await == dialled {
@@ -157,11 +157,11 @@ async fn outage(path: Direction, cut: Duration, writer: Side, is_same: bool) -> 
     }
 }
 
-/// What an outage may cost on top of itself.
+/// What an outage may cost on top of its duration.
 const BACK_WITHIN: Duration = Duration::from_millis(400);
 
-/// Has five links at once lose their paths for a while each. All but one must be back at once: that one may be late where
-/// this machine itself had to wait for its host, which nobody tells.
+/// Cuts the paths of five links for a while each. All but one must be back at once; one may be
+/// late, because this machine may have had to wait for its own host, which cannot be measured.
 async fn back_at_once(cuts_ms: [u64; 5], is_same: bool) {
     let [a, b, c, d, e] = cuts_ms.map(|millis| {
         let cut = Duration::from_millis(millis);
@@ -184,8 +184,8 @@ async fn fault_16_a_link_is_back_soon_after_a_long_cut() {
     back_at_once([6000, 7000, 8000, 9000, 10_000], false).await;
 }
 
-/// It takes a round trip to reach the peer, another for its word on where a stream goes on, and half a one for what
-/// follows; to hear first that it takes the link would be one more.
+/// It takes one round trip to reach the peer, another for its answer on where a stream continues,
+/// and half of one for the data; waiting for the answer that accepts the link would add another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_16_streams_go_on_before_the_peer_has_said_that_it_takes_the_link() {
     const ROUND_TRIP: Duration = Duration::from_millis(800);
@@ -198,8 +198,9 @@ async fn fault_16_streams_go_on_before_the_peer_has_said_that_it_takes_the_link(
     assert!(soonest < ROUND_TRIP * 11 / 4, "{backs:?}");
 }
 
-/// A link that was down for long answers a round trip after the path is back, and what was written meanwhile follows:
-/// half of one sooner than the next link is there, and two and a half sooner than a stream goes on over that.
+/// A link that was down for long answers a round trip after the path is back, and data written
+/// meanwhile follows. That is half a round trip sooner than a new link is up, and two and a half
+/// sooner than a stream continues over one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_16_streams_go_on_over_the_link_they_have_where_the_path_is_the_same() {
     const ROUND_TRIP: Duration = Duration::from_millis(800);
@@ -211,13 +212,13 @@ async fn fault_16_streams_go_on_over_the_link_they_have_where_the_path_is_the_sa
         let (a, b, c) = tokio::join!(a, b, c);
         let mut backs = [a, b, c];
         backs.sort_by_key(|back| back.time);
-        // Where one had to wait for a processor another link was sooner.
+        // If a thread had to wait for a processor, a new link was sooner.
         assert!(backs.iter().any(|back| !back.is_resumed), "{backs:?}");
         assert!(backs[1].time < ROUND_TRIP * 2, "{backs:?}");
     }
 }
 
-/// What comes from a peer tells nothing of whether our own words arrive: it asks on and on itself.
+/// Data from a peer does not show whether ours arrives, so a side that receives data still probes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_16_words_that_are_lost_one_way_alone_are_missed_and_follow_soon() {
     for lost in [Side::A, Side::B] {
@@ -239,7 +240,7 @@ async fn fault_16_words_that_are_lost_one_way_alone_are_missed_and_follow_soon()
     }
 }
 
-/// What does not answer for long is down for whoever asks, and there again without another link.
+/// A link that does not answer for long is reported as down, and is up again without a new link.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_16_a_link_that_does_not_answer_for_long_is_down_until_it_does() {
     let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
@@ -266,7 +267,7 @@ async fn fault_16_a_link_that_does_not_answer_for_long_is_down_until_it_does() {
     }
 }
 
-/// What waits to be sent behind a full window would keep it back: the peer would have to miss the link.
+/// The goodbye must not wait behind a full window: the peer would have to time the link out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_goodbye_goes_out_however_full_the_path_is() {
     let mut pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
@@ -278,7 +279,7 @@ async fn a_goodbye_goes_out_however_full_the_path_is() {
     }
     let control = pair.relay.as_ref().unwrap().control();
     control.cut(Side::B);
-    // Once both windows are full nothing goes to the region any more but words of new links.
+    // Once both windows are full nothing goes to the region except packets of new links.
     let (mut heard, mut since) = (0, Instant::now());
     soon(async {
         while since.elapsed() < Duration::from_millis(150) {
@@ -341,7 +342,7 @@ async fn con_10_a_peer_that_stops_answering_shows_before_quic_gives_up() {
 async fn of_two_sites_that_dial_each_other_one_link_stays() {
     let world = World::new();
     let mut configs = [world.site("edge", "region"), world.site("region", "edge")];
-    // Both must know the other's port before they start.
+    // Both need the other's port before they start.
     let sockets = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
     let addresses = sockets
         .each_ref()
@@ -381,7 +382,7 @@ async fn a_peer_says_how_much_it_wants_to_receive() {
     let cap = pair.edge.status().links[0].cap_bits_per_second;
     assert_eq!(cap, Some(16_000_000));
     check_wire_rate(&pair, 2_000_000).await;
-    // It changes its mind while the link lives, for a rate, for a week, and for none.
+    // It changes its limit while the link lives: to a rate, to a timetable, and to none.
     let client = Client::new(&pair.region_config.admin.socket);
     let mut wanted: Shaping = client.get("/v1/shaping/edge").await.unwrap();
     for (rate, week, heard) in [
@@ -408,7 +409,7 @@ async fn a_peer_says_how_much_it_wants_to_receive() {
 async fn a_timetable_sets_the_cap_and_says_when_it_changes() {
     let pair = Pair::start_with(
         |edge, _| {
-            // All but the same on every day, so that it does not matter when the test runs.
+            // Nearly the same on every day, so that it does not matter when the test runs.
             let week = "40Mbit mon-tue, 40.001Mbit otherwise".parse();
             edge.peers[0].send_timetable = Some(week.unwrap());
         },
@@ -425,7 +426,7 @@ async fn a_timetable_sets_the_cap_and_says_when_it_changes() {
     check_wire_rate(&pair, 5_000_000).await;
 }
 
-/// Two hosts claim to be the region's tunnel: one has the link, the other is what is dialled.
+/// Two hosts claim to be the region's tunnel: one has the link, the other one is dialled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_not_taken_is_no_peer_that_was_reached() {
     let world = World::new();
@@ -442,7 +443,7 @@ async fn a_link_that_is_not_taken_is_no_peer_that_was_reached() {
     let second = Tunnel::start(&second).await.unwrap();
 
     let mut edge_config = world.site("edge", "region");
-    // The first one has the link before the second can be reached.
+    // The first one gets the link before the second can be reached.
     let path = Options {
         doors: vec![Door {
             from: Side::A,

@@ -1,4 +1,4 @@
-//! Lists of revoked certificates that cannot be used, beside what can.
+//! Revocation lists that cannot be used, beside other files that can.
 
 use std::fs;
 
@@ -24,7 +24,7 @@ async fn t11_a_list_that_cannot_be_used_keeps_no_renewed_certificate_out() {
         fs::copy(&next.key, &files.key).unwrap();
         fs::copy(&next.cert, &files.cert).unwrap();
         let wanted = serial(config);
-        // The fault still shows, and the list that is known still holds.
+        // The fault is still reported, and the known list stays in use.
         says(region, |view| {
             let is_kept = view.revocation_lists.len() == 1 && view.revocation_lists[0].number == 1;
             view.serial == wanted && view.problem.is_some() && is_kept

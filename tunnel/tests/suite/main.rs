@@ -1,5 +1,6 @@
-//! The tunnel between two sites, by what it does: one program, for each of these would take half a minute to
-//! compile. What needs a process, the processors or a network to itself is a suite of its own beside it.
+//! Tests of the tunnel between two sites. They are one program, because each would take half a
+//! minute to compile. Tests that need a process, the processors or a network to themselves are
+//! suites beside this one.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 #[path = "../harness/mod.rs"]

@@ -1,4 +1,4 @@
-//! What a channel is for, whether it is of use, and who says so.
+//! The origin of a channel (who asked for it), its purpose, and whether it works.
 
 use crate::harness::{Pair, check_answers, echo, metric, name, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,7 +31,8 @@ async fn a_channel_that_no_connection_came_through_is_failing_until_one_does() {
     let view: ChannelView = client.post("/v1/channels", &till()).await.unwrap();
     assert_eq!(view.state, ChannelState::Healthy, "nothing has failed yet");
     let shown = || pair.edge.status().channels.remove(0);
-    // Nothing listens where the service is, and the reset may come before the connection is noticed.
+    // Nothing listens at the service, and the reset may arrive before the connection is
+    // established.
     let ended = match connect(&view).await {
         Ok(mut lost) => soon(lost.read(&mut [0])).await,
         Err(error) => Err(error),
@@ -39,7 +40,7 @@ async fn a_channel_that_no_connection_came_through_is_failing_until_one_does() {
     assert!(ended.is_err() || ended.is_ok_and(|count| count == 0));
     until("it fails", || shown().state == ChannelState::Failing).await;
     assert!(shown().reason.starts_with("E_"), "{:?}", shown());
-    // The connection's own end is noted a moment later.
+    // The end of the connection is recorded a moment later.
     let is_noted = || shown().last_error == Some(shown().reason);
     until("its error is noted", is_noted).await;
     let page = client.text("/").await.unwrap();
@@ -82,7 +83,7 @@ async fn con_6_what_was_closed_or_capped_by_hand_says_so_and_can_be_had_back() {
     let left: ChannelList = client.delete("/v1/channels/till").await.unwrap();
     assert_eq!(left.closed_by_hand, ["till"]);
 
-    // It stays closed, and so it is said.
+    // It stays closed, and is reported as such.
     pair.edge.stop().await;
     let again = Tunnel::start(&config).await.unwrap();
     assert_eq!(again.status().channels_closed_by_hand, ["till"]);
@@ -102,7 +103,7 @@ async fn con_6_what_was_closed_or_capped_by_hand_says_so_and_can_be_had_back() {
     let unknown = reset("other").await.unwrap_err();
     assert_eq!(unknown.code, "E_NOT_FOUND", "{unknown:?}");
 
-    // What was taken back stays so, too.
+    // The reset persists as well.
     again.stop().await;
     let again = Tunnel::start(&config).await.unwrap();
     assert!(again.status().channels_closed_by_hand.is_empty());
@@ -132,7 +133,7 @@ async fn fault_46_a_second_tunnel_leaves_the_state_folder_of_the_first_alone() {
         "{fault}"
     );
     assert!(fault.detail.contains(&format!("process {id}")), "{fault}");
-    // Not even under another's socket is it there, and what was pushed is.
+    // It has bound no socket, though its paths are free, and the pushed channels are intact.
     assert!(!other.socket.exists());
     pair.edge.stop().await;
     let again = Tunnel::start(&config).await.unwrap();

@@ -1,4 +1,4 @@
-//! How large packets get: up to a jumbo frame where the path carries it, and down again.
+//! Packet sizes: up to a jumbo frame if the path carries it, and down again.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_bench::relay::{Direction, Side};
 use towpath_protocol::channel::Class;
 
-/// A payload of a jumbo frame.
+/// The payload of a jumbo frame, in bytes.
 const JUMBO_BYTES: u16 = 8952;
 
-/// What the path carries after it got narrower: above QUIC's least, below Ethernet's most.
+/// What the path carries after its MTU has shrunk: above QUIC's minimum, below Ethernet's maximum.
 const NARROW_BYTES: usize = 1300;
 
-/// Bytes of packets that count as large, headers included.
+/// Size from which packets count as large, headers included.
 const LARGE_BYTES: u64 = 6000;
 
-/// What has to arrive after that.
+/// Bytes that have to arrive after that.
 const AFTER_BYTES: usize = 8 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! The status page in a real browser, wide and narrow. Its policy lets no script run.
+//! The status page in a real browser, wide and narrow. Its policy forbids scripts.
 #![allow(clippy::print_stdout, reason = "a test says why it is skipped")]
 
 use std::path::Path;
@@ -15,7 +15,7 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::identity::Name;
 use towpath_tunnel::config::{Config, PeerConfig};
 
-/// Names under which distributions install it.
+/// Program names of the browser in distributions.
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
 /// Seconds a browser may take to start and draw, on a busy machine.
@@ -31,7 +31,7 @@ fn browser() -> Option<&'static str> {
     BROWSERS.into_iter().find(has)
 }
 
-/// Runs the browser on the page and gives what it prints.
+/// Runs the browser on the page and returns its output.
 fn browse(browser: &str, profile: &Path, arguments: &[&str]) -> String {
     let output = Command::new("timeout")
         .arg(DRAW_SECONDS_MAX.to_string())
@@ -56,8 +56,8 @@ fn browse(browser: &str, profile: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// How far to the right anything of a page reaches, in pixels, also what a part of it would have to be scrolled for; a
-/// cell of a list that is too narrow for a word counts as out of reach.
+/// A script that measures how far to the right a page extends, in pixels, including parts that
+/// would have to be scrolled to. A list cell too narrow for a word counts as far out of reach.
 const REACH: &str = "<script>\
     const all = what => [...document.querySelectorAll(what)];\
     const right = part => part.getBoundingClientRect().right;\
@@ -65,7 +65,8 @@ const REACH: &str = "<script>\
     const reach = [document.documentElement.scrollWidth, ...all('body *').map(right), ...all('.list td').map(narrow)];\
     parent.postMessage(Math.ceil(Math.max(...reach)), '*')</script></body>";
 
-/// Whether all of a page fits into a frame of this width, as one is on a telephone; else how wide it is.
+/// Checks that a whole page fits into a frame of this width, as on a telephone; otherwise returns
+/// its width.
 fn page_fits(browser: &str, folder: &Path, page: &str, width: u32) -> Result<(), u32> {
     std::fs::write(
         folder.join("framed.html"),
@@ -92,8 +93,8 @@ fn page_fits(browser: &str, folder: &Path, page: &str, width: u32) -> Result<(),
     }
 }
 
-/// A host with all that a page may have to show: links that are down, channels with long names and places, and a list
-/// of revoked certificates.
+/// A host with everything that the page may have to show: links that are down, channels with long
+/// names and addresses, and a revocation list.
 fn crowd(edge: &mut Config) {
     edge.peers[0].send_rate = Some("100Mbit".parse().unwrap());
     edge.admin.http = Some("127.0.0.1:0".parse().unwrap());
@@ -127,7 +128,7 @@ fn crowd(edge: &mut Config) {
     edge.certificates.crl = Some(crl);
 }
 
-/// Draws the page as wide as a telephone and a desk; keeps the pictures where it is told to.
+/// Draws the page at the widths of a telephone and a desk; keeps the pictures if told where.
 fn draw(browser: &str, folder: &Path, url: &str) {
     for width in WIDTHS {
         let picture = folder.join(format!("page-{width}.png"));
@@ -176,7 +177,7 @@ async fn a_browser_shows_links_pictures_and_certificate() {
     local.write_all(&[1; 5000]).await.unwrap();
     local.read_exact(&mut [0; 5000]).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    // As an operator opens it, so that what its policy forbids is not drawn here either.
+    // Opened as an operator opens it, so that the page's policy applies here too.
     let url = format!("http://{}/", pair.edge.http_address().unwrap());
 
     let shown = browse(browser, folder.path(), &["--dump-dom", &url]);

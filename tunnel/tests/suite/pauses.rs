@@ -1,4 +1,5 @@
-//! Programs that read nothing for longer than a stream may be stuck: those of channels may, as over plain TCP.
+//! Programs that do not read for longer than a stream may stall: channels allow it, as plain TCP
+//! does.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::ServiceConfig;
 use towpath_tunnel::status::ChannelView;
 
-/// How long a stream of a move may be stuck here.
+/// How long a stream of a move may stall here.
 const STALL_WAIT: Duration = Duration::from_millis(300);
 
 /// A channel from the edge to the region, and a connection through it.
@@ -61,7 +62,8 @@ impl Connected {
     }
 }
 
-/// Writes until nothing gets on for several times as long as a move's stream may be stuck; gives how much it was.
+/// Writes until nothing is accepted for several times as long as a move's stream may stall; returns
+/// the number of bytes.
 async fn fill(socket: &mut TcpStream, chunk: &[u8]) -> usize {
     let mut bytes = 0;
     while let Ok(written) =
@@ -72,7 +74,7 @@ async fn fill(socket: &mut TcpStream, chunk: &[u8]) -> usize {
     bytes
 }
 
-/// What one writes while the other pauses arrives after that.
+/// Checks that data written while the other end pauses arrives afterwards.
 async fn check_pause(writer: &mut TcpStream, reader: &mut TcpStream) {
     let chunk = pattern(7, 100_003);
     let bytes = fill(writer, &chunk).await;

@@ -1,5 +1,5 @@
-//! How many streams each may begin: moves beside applications, old streams beside new ones, sources of
-//! datagrams one after the other.
+//! Limits on streams: moves beside applications, old streams beside new ones, successive sources of
+//! datagrams.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, ServiceConfig};
 use towpath_tunnel::status::ChannelView;
 
-/// Streams of one connection in these tests; a quarter of them is kept for moves.
+/// Streams of one connection in these tests; a quarter of them is reserved for moves.
 const STREAMS: u32 = 8;
 
 fn few(edge: &mut Config, region: &mut Config) {
@@ -43,12 +43,12 @@ async fn applications_leave_a_move_its_streams() {
     });
     assert_eq!(more.unwrap_err().code, Code::Busy);
     assert!(lanes.1 < Duration::from_secs(2), "lanes took {:?}", lanes.1);
-    // One that ends makes room.
+    // When one ends, there is room again.
     held.pop();
     soon(pair.open("echo", Class::App)).await.unwrap();
 }
 
-/// A channel of the edge's to a service of the region's.
+/// A channel from the edge to a service of the region.
 pub(crate) fn joined(edge: &mut Config, region: &mut Config, target: &Endpoint, listen: &str) {
     let service = ServiceConfig::plain(name("app"), target.clone(), vec![name("edge")]);
     region.services.push(service);
@@ -107,7 +107,7 @@ async fn streams_that_live_go_on_before_new_ones_begin() {
     let control = pair.relay.as_ref().unwrap().control();
     control.cut_both();
     until("no link", || pair.edge.status().links[0].host.is_none()).await;
-    // Clients that connect anew wait for the link, many more than there are streams.
+    // Many more new clients than there are streams connect and wait for the link.
     let mut new = Vec::new();
     for _ in 0..10 * STREAMS {
         new.push(TcpStream::connect(address).await.unwrap());
@@ -123,7 +123,7 @@ async fn streams_that_live_go_on_before_new_ones_begin() {
     assert!(took < Duration::from_secs(2), "took {took:?}");
 }
 
-/// Streams that begin wait for their turn, 200 a second; those that live do not, though they may be many.
+/// New streams wait for their turn, 200 a second; existing ones do not, however many there are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_live_go_on_at_once_however_many_they_are() {
     const MANY: u32 = 700;
@@ -154,7 +154,7 @@ async fn streams_that_live_go_on_at_once_however_many_they_are() {
     for stream in &mut streams {
         soon(stream.read_exact(&mut [0; 4])).await.unwrap();
     }
-    // If they waited for a turn, it would be as long as when they began.
+    // If they waited for a turn, it would take as long as when they began.
     let took = linked.elapsed();
     assert!(took < Duration::from_secs(2), "went on in {took:?}");
 }
@@ -171,7 +171,7 @@ async fn udp_echo() -> Endpoint {
     Endpoint::Udp(address)
 }
 
-/// A flow is one to its service for as long as the channel leads there, whatever else is said of the channel.
+/// A flow stays with its service for as long as the channel leads there, whatever else changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_8_a_cap_of_a_channel_ends_none_of_its_flows() {
     let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -224,13 +224,13 @@ async fn con_8_what_was_asked_before_a_new_generation_is_answered() {
     let _: ChannelView = client.post("/v1/channels", &moved).await.unwrap();
     asking.send(b"second").await.unwrap();
     let (_, second) = soon(new.recv_from(&mut buffer)).await.unwrap();
-    // The slow answer of the old service, and the new one's.
+    // The late answer of the old service, and the answer of the new one.
     for (service, to, answer) in [(&old, first, b"old"), (&new, second, b"new")] {
         service.send_to(answer, to).await.unwrap();
         let count = soon(asking.recv(&mut buffer)).await.unwrap();
         assert_eq!(&buffer[..count], answer);
     }
-    // The old flow ends, and gives its stream back.
+    // The old flow ends, and its stream is free.
     let is_one = || pair.edge.status().links[0].streams == 1;
     until("one flow is left", is_one).await;
 }
@@ -257,17 +257,17 @@ async fn con_8_what_was_asked_where_a_channel_listened_before_is_answered_from_t
     service.send_to(b"late", from).await.unwrap();
     let count = soon(asking.recv(&mut buffer)).await.unwrap();
     assert_eq!(&buffer[..count], b"late");
-    // It is asked where it listens now.
+    // The client uses the new listening address.
     asking.connect(address(&pair)).await.unwrap();
     asking.send(b"again").await.unwrap();
     let (count, _) = soon(service.recv_from(&mut buffer)).await.unwrap();
     assert_eq!(&buffer[..count], b"again");
-    // The flow from before ends, and gives its stream back.
+    // The earlier flow ends, and its stream is free.
     let is_one = || pair.edge.status().links[0].streams == 1;
     until("one flow is left", is_one).await;
 }
 
-/// Asks once from a port of its own.
+/// Asks once from a new port; returns whether an answer came.
 async fn asks(address: SocketAddr) -> bool {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.connect(address).await.unwrap();
@@ -286,12 +286,12 @@ async fn sources_of_datagrams_that_ask_once_leave_room_for_the_next() {
     };
     let pair = Pair::start_with(change, None).await;
     let address = address(&pair);
-    // A resolver has another port for each question.
+    // A resolver uses a new port for each question.
     for question in 0..3 * STREAMS {
         assert!(asks(address).await, "question {question} has no answer");
         sleep(Duration::from_millis(300)).await;
     }
-    // And they leave some streams to others.
+    // They leave some streams to others.
     until("their flows end", || {
         pair.edge.status().links[0].streams <= u64::from(STREAMS / 2)
     })

@@ -1,4 +1,4 @@
-//! The way to a peer, measured by sending: within its budget, and what it finds is believed.
+//! Measuring the path to a peer by sending: it stays within its budget, and its results are used.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ async fn a_probe_keeps_to_its_budget_and_what_it_finds_is_forecast() {
     let before = sent();
     let view = soon(probe(&pair, "region", budget(8 << 20))).await.unwrap();
     assert_eq!((view.bytes, view.budget_bytes), (8 << 20, 8 << 20));
-    // The word that says what is wanted is a byte of its own.
+    // The request itself is one byte.
     assert_eq!(sent() - before, (8 << 20) + 1);
     assert!(view.is_capacity && !view.samples.is_empty(), "{view:?}");
     let share = view.bits_per_second * 100 / LINK_BITS_PER_SECOND;
@@ -65,7 +65,7 @@ async fn a_probe_keeps_to_its_budget_and_what_it_finds_is_forecast() {
         "{share} % of what the path carries"
     );
     assert!(view.base_rtt_us >= 19_000, "{view:?}");
-    // One measurement is little to go by; a few are enough.
+    // One measurement is too little for a forecast; a few are enough.
     let client = Client::new(&pair.edge_config.admin.socket);
     let mut probed = 2;
     let forecast = async {
@@ -200,6 +200,6 @@ async fn a_probe_in_the_background_comes_at_its_interval() {
     let cost = metric(&pair.edge_config, cost).await;
     let probes = metric(&pair.edge_config, done).await;
     assert!(cost <= probes * (64 << 10), "{cost} bytes, {probes} probes");
-    // The word that says what is wanted is a byte of its own.
+    // The request itself is one byte.
     assert_eq!(sent() % ((64 << 10) + 1), 0, "{}", sent());
 }

@@ -1,4 +1,5 @@
-//! Caps, shares and channels that change while streams run: by hand, and by the configuration read again.
+//! Caps, shares and channels that change while streams run: by hand, and by reloading the
+//! configuration.
 
 use std::fs;
 use std::path::Path;
@@ -43,7 +44,7 @@ fn sent(pair: &Pair) -> [u64; 2] {
     [Class::App, Class::Bulk].map(|class| link.classes[class.index()].sent_bytes)
 }
 
-/// What the two classes send from now on, out of so many bytes: the second one's part, in thousandths.
+/// Of the next `bytes` that the two classes send, the second one's share in thousandths.
 async fn part_of_bulk(pair: &Pair, bytes: u64) -> u64 {
     let before = sent(pair);
     let news = || {
@@ -64,12 +65,12 @@ async fn caps_and_shares_change_by_hand_while_streams_run() {
         let wanted = weights(&[(Class::App, app), (Class::Bulk, bulk)]);
         let now: Shaping = client.post("/v1/shaping/region", &wanted).await.unwrap();
         assert_eq!(now, wanted);
-        // What was buffered goes by the old weights.
+        // Data already buffered was scheduled by the old weights.
         part_of_bulk(&pair, 500_000).await;
         let part = part_of_bulk(&pair, 4_000_000).await;
         assert!(expected.contains(&part), "{app} to {bulk}: {part}");
     }
-    // A cap of the class holds too, and goes again.
+    // A cap on the class works too, and can be removed again.
     let mut wanted = weights(&[(Class::App, 3), (Class::Bulk, 3)]);
     let bulk = wanted.shares.0.get_mut(&Class::Bulk).unwrap();
     bulk.cap = Some(rate("2Mbit"));
@@ -81,7 +82,7 @@ async fn caps_and_shares_change_by_hand_while_streams_run() {
         link(&pair).classes[Class::Bulk.index()].cap_bits_per_second,
         Some(2_000_000)
     );
-    // Another cap of the link, and none: the streams live through all of it.
+    // Another cap on the link, and none: the streams survive all of it.
     for cap in [Some("40Mbit"), None] {
         wanted.send_rate = cap.map(rate);
         let _: Shaping = client.post("/v1/shaping/region", &wanted).await.unwrap();
@@ -169,7 +170,7 @@ async fn l06_the_configuration_is_read_again_and_one_with_a_mistake_changes_noth
     next.peers[0].shares = weights(&[(Class::Bulk, 5)]).shares;
     next.services[0].cap = Some(rate("3Mbit"));
     next.channels = vec![channel("kept", Some("4Mbit")), channel("new", None)];
-    // It cannot change while the tunnel runs, and does not get in the way of what can.
+    // It cannot change while the tunnel runs, and does not prevent the other changes.
     next.limits.peer_streams = 65;
     write(&next, &file);
     pair.edge.reload().await;
@@ -213,7 +214,7 @@ async fn l06_the_configuration_is_read_again_and_one_with_a_mistake_changes_noth
     let problem = "towpath_config_problem ";
     assert_eq!(metric(&pair.edge_config, problem).await, 1);
 
-    // What was changed by hand is as in the file again.
+    // A change by hand is replaced by the file's value.
     let by_hand = weights(&[(Class::Bulk, 9)]);
     let _: Shaping = client.post("/v1/shaping/region", &by_hand).await.unwrap();
     let cap = ServiceCap { cap: None };
@@ -239,7 +240,7 @@ fn channel_at(label: &str, listen: &str) -> ChannelSpec {
     }
 }
 
-/// The edge's channels by name, each with where it listens.
+/// The edge's channels by name, each with its address.
 fn listening(pair: &Pair) -> Vec<(String, String)> {
     let channels = pair.edge.status().channels.into_iter();
     channels.map(|one| (one.name, one.listen)).collect()
@@ -268,7 +269,7 @@ async fn l06_channels_that_trade_addresses_or_names_are_all_there_after_a_reload
     )
     .await;
     let file = pair.edge_config.socket.with_file_name("tunnel.toml");
-    // A flow that lives keeps no address from anybody.
+    // A live flow does not keep its address from other channels.
     let source = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     source.send_to(b"hello", "127.9.1.1:7004").await.unwrap();
     until("a flow", || {
@@ -276,9 +277,9 @@ async fn l06_channels_that_trade_addresses_or_names_are_all_there_after_a_reload
     })
     .await;
     for next in [
-        // Swapped.
+        // The addresses swapped.
         &[("a", &two), ("b", &one), ("c", &five), ("d", &four)][..],
-        // Each in the place of the one before.
+        // Each at the address of the one before.
         &[("a", &three), ("b", &two), ("c", &four), ("d", &five)],
         &[("a", &two), ("b", &one), ("c", &five), ("d", &four)],
         // Other names.
@@ -301,7 +302,7 @@ async fn l06_channels_that_trade_addresses_or_names_are_all_there_after_a_reload
     }
 }
 
-/// Two sites, of which the edge can read its configuration again and begins with these channels.
+/// Two sites; the edge can reload its configuration and starts with these channels.
 async fn pair_with(channels: Vec<ChannelSpec>) -> Pair {
     let change = |edge: &mut Config, _: &mut Config| {
         edge.read_from(edge.socket.with_file_name("tunnel.toml"));
@@ -310,7 +311,7 @@ async fn pair_with(channels: Vec<ChannelSpec>) -> Pair {
     Pair::start_with(change, None).await
 }
 
-/// Has the edge read a configuration with these channels.
+/// Makes the edge reload a configuration with these channels.
 async fn reload_with(pair: &Pair, channels: Vec<ChannelSpec>) {
     let mut config = pair.edge_config.clone();
     config.channels = channels;
@@ -334,11 +335,11 @@ async fn l06_a_channel_whose_address_is_taken_is_opened_once_it_is_free() {
 async fn l06_a_channel_that_cannot_move_stays_where_it_was_until_it_can() {
     let [one, two] = [1, 2].map(|port| format!("127.9.1.3:700{port}"));
     check_moves_late(&one, &two, &two).await;
-    // One port, and somebody else at one of its addresses.
+    // The same port, in use by another program at one of its addresses.
     check_moves_late("127.9.1.5:7019", "0.0.0.0:7019", "127.9.1.6:7019").await;
 }
 
-/// A channel goes from one address to another that is taken for a while.
+/// Moves a channel to an address that is in use for a while.
 async fn check_moves_late(one: &str, two: &str, taken: &str) {
     let at = |address: &str| vec![channel_at("moving", &format!("tcp:{address}"))];
     let pair = pair_with(at(one)).await;
@@ -361,7 +362,7 @@ async fn l06_a_channel_that_has_no_address_left_is_shown_as_down() {
     let [one, two] = [1, 2].map(|port| format!("tcp:127.9.1.4:700{port}"));
     let pair = pair_with(vec![channel_at("a", &one)]).await;
     let _taken = std::net::TcpListener::bind("127.9.1.4:7002").unwrap();
-    // Another channel takes what the first one lets go of.
+    // Another channel takes the address that the first one frees.
     reload_with(&pair, vec![channel_at("a", &two), channel_at("b", &one)]).await;
     let [a, b] = [0, 1].map(|place| pair.edge.status().channels.remove(place));
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Channels that are pushed again just as they end.
+//! Channels that are pushed again just as they expire.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use towpath_protocol::channel::Class;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::status::ChannelView;
 
-/// Channels that expire in one second; it takes a while to close so many.
+/// Channels that expire within one second; closing so many takes a while.
 const CHANNELS: usize = 1000;
 
 fn in_seconds(seconds: u64) -> u64 {
@@ -86,7 +86,7 @@ async fn a_channel_that_is_pushed_again_while_others_expire_stays_open() {
     assert_eq!(count(), 16, "what was pushed stays");
     for channel in pair.edge.status().channels {
         let address = channel.listen.strip_prefix("tcp:").unwrap().to_owned();
-        // Nobody is behind it, and so the connection may be over at once.
+        // There is no service behind it, so the connection may end at once.
         if let Err(error) = soon(TcpStream::connect(address)).await {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
         }

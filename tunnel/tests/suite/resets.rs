@@ -1,5 +1,5 @@
-//! How a channel's connections end that do not end well: a reset at one side is one at the other, whoever of the two
-//! went, and whoever closed the channel.
+//! Connections of a channel that end by a reset: a reset at one side is a reset at the other,
+//! whichever side caused it, and also if the channel is closed.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -24,7 +24,7 @@ async fn start() -> (Pair, TcpListener) {
     (pair, service)
 }
 
-/// A program's connection and what the service got, with a word gone each way.
+/// A program's connection and the service's end of it, after data has gone each way.
 async fn carried(pair: &Pair, service: &TcpListener) -> (TcpStream, TcpStream) {
     let mut program = TcpStream::connect(address(pair)).await.unwrap();
     program.write_all(b"ask").await.unwrap();
@@ -35,7 +35,7 @@ async fn carried(pair: &Pair, service: &TcpListener) -> (TcpStream, TcpStream) {
     (program, served)
 }
 
-/// Goes away as a process that is killed with bytes unread.
+/// Closes a socket like a process that is killed with bytes unread.
 fn reset(socket: TcpStream) {
     SockRef::from(&socket)
         .set_linger(Some(Duration::ZERO))
@@ -57,7 +57,7 @@ async fn con_2_a_reset_passes_whichever_side_it_comes_from() {
     let (program, served) = carried(&pair, &service).await;
     reset(served);
     is_reset(program).await;
-    // An end in peace is none, and leaves the other direction open.
+    // A normal end is no reset, and leaves the other direction open.
     let (mut program, mut served) = carried(&pair, &service).await;
     program.shutdown().await.unwrap();
     assert_eq!(soon(served.read(&mut [0])).await.unwrap(), 0);

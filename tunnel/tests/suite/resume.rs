@@ -1,4 +1,4 @@
-//! Streams outlive their connections: cuts, replaced links, restarts, resets, strangers.
+//! Streams that outlive their connections: cuts, replaced links, restarts, resets, strangers.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, ServiceConfig};
 use towpath_tunnel::status::{ChannelView, LinkState};
 
-/// Most bytes that may go again after a cut: the tail.
+/// Most bytes that may be sent again after a cut: the tail.
 const TAIL_BYTES: u64 = 1 << 20;
 
-/// What both streams of [`check_cut`] carry each way.
+/// Bytes that both streams of [`check_cut`] carry in each direction.
 const SENT_BYTES: u64 = 2 * (8 << 20);
 
-/// A path of 40 ms that carries 50 Mbit/s.
+/// A path of 40 ms and 50 Mbit/s.
 fn thin() -> Direction {
     Direction {
         bits_per_second: Some(50_000_000),
@@ -37,7 +37,7 @@ async fn start(change: impl FnOnce(&mut Config, &mut Config)) -> (Pair, Control)
     (pair, control)
 }
 
-/// Sends and receives at once; gives what was heard.
+/// Sends and receives at the same time; returns what was received.
 async fn exchange(socket: UnixStream, sent: &[u8]) -> Vec<u8> {
     let (mut read, mut write) = socket.into_split();
     let writing = async {
@@ -57,17 +57,18 @@ fn streams(tunnel: &Tunnel) -> (u64, u64) {
     (link.streams, link.streams_paused)
 }
 
-/// What is there behind a cut.
+/// The path after a cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Behind {
-    /// The same path: the link that there was answers again.
+    /// The same path: the existing link answers again.
     Same,
-    /// A router that has forgotten it: only another link finds a way.
+    /// A router has lost its table: only a new link gets through.
     Another,
 }
 
-/// Bytes flow both ways over each class while the link is cut one way or both; all arrive, in order, and no more went
-/// again than the tails. What the cut took did: it was on its way.
+/// Sends data both ways over each class while the link is cut in one or both directions. Checks
+/// that everything arrives in order, and that no more than the tails is sent again. Data in flight
+/// at the cut is sent again.
 async fn check_cut(outage: Duration, lost_from: &[Side], behind: Behind) {
     let (pair, control) = start(|_, _| ()).await;
     let classes = [Class::Demand, Class::Bulk];
@@ -109,11 +110,13 @@ async fn check_cut(outage: Duration, lost_from: &[Side], behind: Behind) {
         assert!(again <= most, "{again} bytes again");
         let counters = control.counters(side);
         eprintln!("{side:?}: {again} bytes again, {counters:?}");
-        // What was delivered beyond the streams' own bytes is no more than went again, and a tenth for packets.
+        // Bytes delivered beyond the streams' own: at most those sent again, and a tenth for
+        // overhead.
         let carried = SENT_BYTES..=SENT_BYTES * 11 / 10 + again;
         assert!(carried.contains(&counters.delivered_bytes), "{counters:?}");
         if lost_from.contains(&side) {
-            // In the middle of a flow each lost datagram had bytes of a stream in it, and these came by another one.
+            // In the middle of a flow each lost datagram carried stream bytes, which arrived in
+            // another one.
             assert!(counters.cut_count > 0, "{counters:?}");
             assert!(again > 0 || behind == Behind::Same, "{counters:?}");
         }
@@ -163,7 +166,7 @@ async fn a_path_that_is_slow_is_not_a_program_that_reads_nothing() {
     };
     let pair = Pair::start_with(impatient, Some(slow)).await;
     let (local, mut remote) = pair.stream(Class::Bulk).await;
-    // Takes eight seconds, and five of them stand in the tunnel at once.
+    // It takes eight seconds, and five seconds' worth is in the tunnel at once.
     let sent = pattern(5, 100_000);
     let heard = async {
         let mut heard = Vec::new();
@@ -178,7 +181,7 @@ async fn a_path_that_is_slow_is_not_a_program_that_reads_nothing() {
     assert!(heard == sent);
 }
 
-/// Cuts the link, changes something, and heals it where no link that there was finds a way.
+/// Cuts the link, changes something, and heals the path for new links only.
 async fn while_cut(pair: &Pair, control: &Control, change: impl AsyncFnOnce()) {
     control.cut_both();
     for tunnel in [&pair.edge, &pair.region] {
@@ -200,15 +203,15 @@ async fn a_program_that_goes_away_during_an_outage_ends_the_other_end_after_it()
         } else {
             (remote, local)
         };
-        // What it left unread makes its going away a reset.
+        // A socket closed with unread data is reset.
         stays.write_all(b"never read").await.unwrap();
         tokio::time::sleep(Duration::from_millis(200)).await;
         while_cut(&pair, &control, async || drop(goes)).await;
-        // A Unix socket knows no reset, and all that it wrote was read.
+        // A Unix socket has no reset, and everything it wrote was read.
         assert_eq!(soon(stays.read(&mut [0])).await.unwrap(), 0);
         for tunnel in [&pair.edge, &pair.region] {
             until("the stream is gone", || streams(tunnel) == (0, 0)).await;
-            // Its program ended it, and no outage.
+            // Its program ended it, not an outage.
             assert_eq!(tunnel.status().links[0].streams_lost, 0);
         }
     }
@@ -256,7 +259,7 @@ async fn a_stream_whose_outage_lasts_too_long_is_lost_and_forgotten() {
     let (mut local, mut remote) = pair.stream(Class::App).await;
     control.cut_both();
     for end in [&mut local, &mut remote] {
-        // A Unix socket knows no reset: its end looks like any other, and the log says what it was.
+        // A Unix socket has no reset: its end looks like any other, but the log gives the reason.
         assert_eq!(soon(end.read(&mut [0])).await.unwrap(), 0);
     }
     for tunnel in [&pair.edge, &pair.region] {
@@ -289,7 +292,7 @@ async fn a_connection_of_a_channel_whose_outage_lasts_too_long_is_reset_and_the_
     let connecting = async { tokio::join!(TcpStream::connect(address), listener.accept()) };
     let (program, service) = soon(connecting).await;
     let (mut program, mut service) = (program.unwrap(), service.unwrap().0);
-    // The service has its connection before the program's side has heard of that.
+    // The service has its connection before the program's side is told.
     service.write_all(b"!").await.unwrap();
     soon(program.read_exact(&mut [0])).await.unwrap();
     control.cut_both();
@@ -306,7 +309,7 @@ async fn a_connection_of_a_channel_whose_outage_lasts_too_long_is_reset_and_the_
     );
 }
 
-/// Stops the region's tunnel unheard, and starts it again.
+/// Stops the region's tunnel without the peer hearing of it, and starts it again.
 async fn restart_region(mut pair: Pair, control: &Control) -> Pair {
     control.cut_both();
     until("no link", || pair.edge.status().links[0].host.is_none()).await;
@@ -323,11 +326,11 @@ async fn a_tunnel_that_was_started_anew_ends_its_old_streams_at_once() {
     let (pair, control) = start(|_, _| ()).await;
     let (mut local, _remote) = pair.stream(Class::Bulk).await;
     let pair = restart_region(pair, &control).await;
-    // A Unix socket knows no reset, and it had read all that came.
+    // A Unix socket has no reset, and it had read everything.
     assert_eq!(soon(local.read(&mut [0])).await.unwrap(), 0);
     until("it is gone", || streams(&pair.edge) == (0, 0)).await;
     assert_eq!(pair.edge.status().links[0].streams_lost, 1);
-    // And the next one works.
+    // The next stream works.
     let (_local, _remote) = pair.stream(Class::Bulk).await;
 }
 

@@ -1,4 +1,4 @@
-//! Certificates, authorities and lists of revoked ones, exchanged while streams run.
+//! Certificates, authorities and revocation lists that are replaced while streams run.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
@@ -96,7 +96,7 @@ async fn the_authority_is_exchanged_under_load_through_an_overlap_of_two() {
                 .renew(&folder, KeyChoice::Same, validity, overlap)
                 .unwrap();
             uses(tunnel, config).await;
-            // Hosts that were moved and hosts that were not yet still find each other.
+            // Hosts already moved to the next authority and hosts not yet moved can still connect.
             let connection = shake_as_edge().await;
             assert_eq!(shown(&connection), serial(&pair.region_config));
             all_flow(&loads).await;
@@ -124,7 +124,7 @@ async fn the_authority_is_exchanged_under_load_through_an_overlap_of_two() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_revoked_peer_is_out_and_the_streams_of_others_run_on() {
     let (pair, loads, echo) = loaded_pair(None).await;
-    // A second host of the edge's site, whose box is stolen; it keeps what a session could be resumed with.
+    // A stolen second host of the edge's site; it keeps whatever a session could be resumed with.
     let thief = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-9").unwrap();
     let folder = pair.world.path("thief");
     let issued = pair
@@ -136,7 +136,7 @@ async fn t10_a_revoked_peer_is_out_and_the_streams_of_others_run_on() {
     let client = quic(client);
     for _ in 0..2 {
         let connection = shake(&pair, &client).await.unwrap();
-        // A whole exchange gives tickets time to come, if there were any.
+        // A complete exchange leaves time for tickets to arrive, if there were any.
         let _ = tokio::time::timeout(Duration::from_millis(100), connection.accept_uni()).await;
         assert!(connection.close_reason().is_none());
     }
@@ -173,25 +173,26 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
         })
         .await;
         changed.at_most(CLOSED_WITHIN, "closed, and its streams cut");
-        // And it stays out, though it goes on trying or is tried again and again.
+        // It stays out, whether it keeps dialling or is dialled again and again.
         let again = tunnel
             .linked(&name(revoked), Duration::from_millis(1500))
             .await;
         assert_eq!(again.unwrap_err().code, Code::Denied);
-        // Both sides are told what it is about: no look at the network mends it.
+        // Both sides get the reason and the remedy, so nobody needs to look at the network.
         for (side, said) in [(&pair.edge, "edge"), (&pair.region, "region")] {
             let whose = match said == revoked {
                 true => "this host's certificate is revoked",
                 false => "its certificate is revoked",
             };
-            // The other side's goodbye may be lost on a busy machine: the link is missed a little later then.
+            // On a busy machine the other side's goodbye may be lost; the loss of the link is
+            // noticed later.
             until(whose, || side.status().links[0].reason.starts_with(whose)).await;
             let link = side.status().links.remove(0);
             let remedy = link.remedy.unwrap_or_default();
             assert!(remedy.contains("towpath certs issue"), "{said}: {remedy}");
         }
         if !by_dialler {
-            // It hears of it with the link's end, or else where it dials.
+            // It learns the reason when the link ends, or else at its next dial.
             until("none waits at the revoked host", || {
                 pair.edge.status().links[0].streams == 0
             })
@@ -205,7 +206,7 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
     }
 }
 
-/// A link that does not come back must not keep them for as long as an outage may last.
+/// Such a link does not come back, so the streams must not wait for as long as an outage may last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_streams_that_wait_for_a_link_are_cut_when_their_host_is_revoked() {
     for by_dialler in [false, true] {
@@ -232,7 +233,7 @@ async fn t10_streams_that_wait_for_a_link_are_cut_when_their_host_is_revoked() {
     }
 }
 
-/// An outage hides why the link went; the peer says so at the next dial.
+/// An outage hides why the link ended; the peer gives the reason at the next dial.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_host_that_is_refused_as_revoked_lets_no_stream_wait() {
     let log = Kept::log();
@@ -258,7 +259,7 @@ async fn t10_a_host_that_is_refused_as_revoked_lets_no_stream_wait() {
     echo.abort();
 }
 
-/// Streams belong to the certificate that they were carried under: the peer waits for its host too.
+/// Streams belong to the certificate they were opened under, and that one is not revoked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_revoked_certificate_costs_no_stream_that_was_carried_under_another() {
     let (pair, loads, echo) = loaded_pair(Some(Direction::default())).await;
@@ -276,7 +277,8 @@ async fn t10_a_revoked_certificate_costs_no_stream_that_was_carried_under_anothe
     sign(&pair.world.authority, &second, LIST_VALIDITY);
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.revocation_lists[0].number == 2).await;
-    // No attempt is under way any more that began with the first one: there are sixteen at once at most.
+    // No dial attempt that began with the first certificate is still pending: at most sixteen
+    // overlap.
     let dials = async || {
         metric(
             &pair.edge_config,
@@ -287,7 +289,7 @@ async fn t10_a_revoked_certificate_costs_no_stream_that_was_carried_under_anothe
     let before = dials().await;
     soon(async { while dials().await <= before + 16 {} }).await;
     let control = pair.relay.as_ref().unwrap().control();
-    // The link that was made with the first one would answer again.
+    // The link that was made with the first certificate would answer again.
     control.change_addresses();
     control.heal();
     let whose = "this host's certificate is revoked";
@@ -303,7 +305,7 @@ async fn t10_a_revoked_certificate_costs_no_stream_that_was_carried_under_anothe
     echo.abort();
 }
 
-/// A certificate of an authority that ends in a moment.
+/// An authority's certificate that ends in a moment.
 fn brief_authority(ends: SystemTime) -> String {
     let mut params = CertificateParams::default();
     let uri = "spiffe://shop.example".try_into().unwrap();
@@ -325,7 +327,7 @@ async fn an_authority_whose_time_ends_while_the_tunnel_runs_is_trusted_no_longer
     let config = world.site("region", "edge");
     let ca = &config.certificates.ca;
     let ours = fs::read_to_string(ca).unwrap();
-    // A certificate's time is told in whole seconds.
+    // Certificates have times in whole seconds.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(now.unwrap().as_secs() + 6);
     fs::write(ca, ours + &brief_authority(ends)).unwrap();
@@ -348,7 +350,7 @@ async fn a_certificate_that_begins_after_an_authority_has_ended_is_in_use_soon()
     let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(now.unwrap().as_secs() + 4);
     fs::write(&files.ca, ours + &brief_authority(ends)).unwrap();
     let region = Tunnel::start(&config).await.unwrap();
-    // While files are young they are read at each look; the authority ends in that time.
+    // Files that changed recently are read at every check; the authority ends in that time.
     let second = Duration::from_secs(1);
     until("the end is near", || SystemTime::now() >= ends - second).await;
     let not_before = ends + 3 * second;
@@ -447,7 +449,7 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
     says(&region, |view| view.revocation_lists[0].number == 2).await;
     region.stop().await;
 
-    // Last month's list comes back, and the tunnel is started again.
+    // Last month's list is put back, and the tunnel is restarted.
     fs::write(&crl, &first).unwrap();
     pair.region = start_again(config).await;
     let view = pair.region.status().certificate;
@@ -461,7 +463,7 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
     }
     let client = quic(client_of(&folder, false));
     check_refused(&pair, &client, "revoked").await;
-    // No list at all is no way round it either.
+    // Putting no list there does not get around it either.
     pair.region.stop().await;
     fs::write(&crl, b"nothing").unwrap();
     pair.region = start_again(&pair.region_config).await;
@@ -470,13 +472,13 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
         2
     );
     check_refused(&pair, &client, "revoked").await;
-    // The newest one ends the trouble.
+    // The newest list resolves it.
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.problem.is_none()).await;
     for gauge in ["towpath_crl_rollback ", "towpath_cert_problem "] {
         assert_eq!(metric(&pair.region_config, gauge).await, 0, "{gauge}");
     }
-    // What is kept and cannot be read is set aside: then the file alone counts.
+    // A saved copy that cannot be read is set aside; then only the file counts.
     pair.region.stop().await;
     fs::write(state.join("revocations.pem"), b"nothing").unwrap();
     pair.region = start_again(&pair.region_config).await;
@@ -569,7 +571,7 @@ async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way
         view.revocation_lists[0].state == "stale"
     })
     .await;
-    // Streams go on, and what a move under way needs can still be opened.
+    // Streams continue, and streams for a move in progress can still be opened.
     all_flow(&loads).await;
     let again = Load::start(pair.open("echo", Class::Demand).await.unwrap());
     again.flows().await;
@@ -579,7 +581,7 @@ async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.revocation_lists[0].number == 3).await;
     asked().await.unwrap();
-    // A week before its end it is called out: in the log once, in the status as long as it is so.
+    // A week before its end a list is reported: in the log once, in the status all the time.
     for (number, hours, state) in [(4, 7 * 24 + 1, "fresh"), (5, 7 * 24 - 1, "aging")] {
         let validity = Duration::from_hours(hours);
         sign(&pair.world.authority, &Which::None, validity);
@@ -620,10 +622,10 @@ async fn files_that_do_not_fit_are_not_used_until_they_do() {
     fs::copy(&other.cert, &files.cert).unwrap();
     says(&pair.edge, problem("is not the key of")).await;
     assert_eq!(pair.edge.status().certificate.serial, first);
-    // The missing half comes, and both are used.
+    // The missing half arrives, and both are used.
     fs::copy(&other.key, &files.key).unwrap();
     uses(&pair.edge, &pair.edge_config).await;
-    // Another host's pair is a pair, and not ours.
+    // Another host's pair matches, but is not for this host.
     fs::copy(&foreign.key, &files.key).unwrap();
     fs::copy(&foreign.cert, &files.cert).unwrap();
     says(&pair.edge, problem("and this host is")).await;
@@ -664,7 +666,7 @@ async fn fault_32_a_link_outlives_its_certificates_and_the_next_uses_the_renewed
     let world_validity = lasting(brief);
     let pair = Pair::start_with(
         |edge, _| {
-            // The edge begins with a certificate of a few seconds.
+            // The edge starts with a certificate of a few seconds.
             let ca = edge
                 .certificates
                 .ca
@@ -736,7 +738,7 @@ async fn a_tunnel_that_is_to_refuse_revoked_peers_does_not_start_without_the_lis
     assert!(fault.detail.contains("none.pem"), "{fault}");
 }
 
-/// What a service manager hands over as a daemon starts stays as it is until the daemon ends.
+/// A credential from the service manager keeps its value until the daemon exits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_key_beside_one_that_cannot_be_exchanged_is_taken_up_with_its_certificate() {
     let place = |config: &Config, name| config.certificates.ca.with_file_name(name);
@@ -765,7 +767,7 @@ async fn a_new_key_beside_one_that_cannot_be_exchanged_is_taken_up_with_its_cert
             fs::copy(folder.join(from), &new).unwrap();
             fs::rename(&new, &to).unwrap();
             pair.edge.reload().await;
-            // The first one's certificate still has its key, and there is nothing to complain of.
+            // The first key still matches its certificate, and there is nothing to report.
             let problem = pair.edge.status().certificate.problem;
             assert_eq!(
                 problem.is_some(),
@@ -777,7 +779,7 @@ async fn a_new_key_beside_one_that_cannot_be_exchanged_is_taken_up_with_its_cert
         assert_eq!(pair.edge.status().certificate.serial, renewed.serial);
         load.flows().await;
     }
-    // A stranger's key beside one that is of no use any more: both are named.
+    // A stranger's key beside a credential that is no longer of use: both are named.
     fs::copy(
         &pair.region_config.certificates.key,
         place(config, "next.pem"),

@@ -1,5 +1,6 @@
-//! What a cap, shares and quotas do to real streams and datagrams. How exactly they are kept is told by the
-//! shaper's own tests and by the bench `rate`; a busy machine makes these here slow, and never wrong.
+//! The effect of caps, shares and quotas on real streams and datagrams. The shaper's own tests and
+//! the bench `rate` measure how exactly they are kept; here a busy machine makes tests slow, not
+//! wrong.
 
 use std::time::{Duration, SystemTime};
 
@@ -38,7 +39,7 @@ fn sent(pair: &Pair, class: Class) -> u64 {
     link(pair).classes[class.index()].sent_bytes
 }
 
-/// Most that a cap lets through in a time, with its burst and what QUIC buffers.
+/// The most that a cap allows in a time, including its burst and QUIC's buffers.
 fn most(cap: &str, elapsed: Duration) -> u64 {
     let time = elapsed + Duration::from_millis(20);
     rate(cap).bytes_in(time) * 102 / 100
@@ -86,7 +87,7 @@ async fn classes_share_a_capped_link_by_their_weights() {
 async fn the_timetable_changes_the_cap_of_a_running_link_at_its_minute() {
     const MINUTE: u64 = 60;
     let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
-    // The next minute, unless that is about to begin.
+    // The next minute, unless too little of this one is left.
     let change = (now() + 10).div_ceil(MINUTE) * MINUTE;
     let time_of_day = |unix: u64| format!("{:02}:{:02}", unix / 3600 % 24, unix / 60 % 60);
     let (from, to) = (time_of_day(change), time_of_day(change + 30 * MINUTE));
@@ -107,7 +108,7 @@ async fn the_timetable_changes_the_cap_of_a_running_link_at_its_minute() {
     };
     changing.await;
     assert!(now() >= change, "before its time");
-    // What left before is counted a little later.
+    // Data that left before is counted a little later.
     until("bulk has gone on", || {
         link(&pair).goodput_out_bits_per_second < 9_000_000
     })
@@ -185,7 +186,7 @@ async fn open(pair: &Pair, spec: &ChannelSpec) -> ChannelView {
     client.post("/v1/channels", spec).await.unwrap()
 }
 
-/// Sends so many bytes through a channel, and gets them back; gives the time.
+/// Sends bytes through a channel and reads them back; returns the time.
 async fn echo(address: std::net::SocketAddr, bytes: usize) -> Duration {
     let began = Instant::now();
     let socket = TcpStream::connect(address).await.unwrap();
@@ -231,12 +232,13 @@ async fn channels_and_services_keep_to_caps_of_their_own() {
     let Endpoint::Tcp(address) = view.listen.parse().unwrap() else {
         panic!("{}", view.listen);
     };
-    // A megabyte in a second; two connections of the channel have one cap together. And they have at least half of it.
+    // A megabyte takes at least a second, because two connections of the channel share one cap; and
+    // they get at least half of the cap.
     let (began, watch) = (Instant::now(), Stopwatch::start());
     tokio::join!(echo(address, 600_000), echo(address, 400_000));
     assert!(most("8Mbit", began.elapsed()) >= 1_000_000);
     watch.at_most(Duration::from_secs(2), "a megabyte at 8 Mbit/s");
-    // Without the channel's cap the service's is the lower one: ten times as much.
+    // Without the channel's cap the service's applies: ten times as much.
     spec.generation = 2;
     spec.cap = None;
     assert_eq!(open(&pair, &spec).await.cap_bits_per_second, None);

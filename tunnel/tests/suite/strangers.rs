@@ -1,4 +1,5 @@
-//! Other users of this host: every door of the file system is opened by mistake, and the kernel's word is left.
+//! Other users of this host: the permissions of every socket file are opened by mistake, and only
+//! the kernel's report of the peer's user protects them.
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
@@ -10,18 +11,18 @@ use crate::harness::kept::Kept;
 use crate::harness::{Pair, SOON, name, until};
 use towpath_protocol::channel::{Class, Open, Preamble};
 
-/// Nobody's user.
+/// The user `nobody`.
 const NOBODY: u32 = 65_534;
 
-/// What a socket answers to a user's words, until it hangs up.
+/// A socket's answer to a request from this user, until it closes.
 fn answer_to(user: u32, socket: &Path, words: &[u8]) -> Vec<u8> {
     let (socket, words) = (socket.to_owned(), words.to_vec());
     let asking = std::thread::spawn(move || {
-        // Of this thread alone, which ends with it.
+        // Sets the user of this thread alone, which ends afterwards.
         rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
         let mut stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        // A socket that hangs up before it has read ends either of them with an error.
+        // If the socket closes before it has read the request, either call fails.
         let _ = stream.write_all(&words);
         let mut answer = vec![0; 64];
         let count = stream.read(&mut answer).unwrap_or(0);

@@ -110,7 +110,7 @@ async fn what_cannot_be_reached_is_refused_with_a_code() {
     // The service's program does not listen.
     assert_eq!(refused("echo", "region").await.code, Code::Unreachable);
     pair.region.stop().await;
-    // The farewell is on its way; from then on there is no link.
+    // Once the goodbye has arrived, there is no link.
     let wait = async {
         while pair
             .edge
@@ -183,11 +183,11 @@ async fn t17_a_peer_that_stops_reading_ends_with_bounded_memory() {
         }
     };
     soon(ended).await;
-    // The windows of both sides, socket buffers, and a buffer in hand on each.
+    // The windows of both sides, socket buffers, and one buffer in use on each.
     assert!(taken <= 48 * 1024 * 1024, "{taken} bytes were taken");
     assert!(began.elapsed() >= brief.duration());
     drop(remote);
-    // The link itself lives on.
+    // The link itself survives.
     let listener = pair.echo();
     let (again, _) =
         soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
@@ -255,10 +255,10 @@ async fn a_stream_of_many_megabytes_arrives_whole() {
     assert!(began.elapsed() < SOON);
 }
 
-/// What an ordinary path's window is.
+/// The window of an ordinary path, in bytes.
 const ORDINARY_BYTES: u64 = 24 << 20;
 
-/// Two sites with a path between them that holds more.
+/// Two sites with a path between them that holds more than that.
 async fn long_pair() -> Pair {
     let long = Direction {
         bits_per_second: Some(240_000_000),
@@ -268,7 +268,7 @@ async fn long_pair() -> Pair {
     Pair::start_with(|_, _| {}, Some(long)).await
 }
 
-/// What the edge's windows take beyond that, and the region's.
+/// The window memory of the edge and of the region, beyond the ordinary window.
 async fn window_memory(pair: &Pair) -> [u64; 2] {
     let series = "towpath_tunnel_window_memory_bytes";
     [
@@ -277,14 +277,14 @@ async fn window_memory(pair: &Pair) -> [u64; 2] {
     ]
 }
 
-/// Whether either side's windows do not take as much again yet.
+/// Whether either side's windows have not yet taken as much again.
 async fn has_less(pair: &Pair) -> bool {
     let taken = window_memory(pair).await;
     taken.into_iter().any(|bytes| bytes < ORDINARY_BYTES)
 }
 
-/// What QUIC lets a peer have under way to us was grown for the path, not only counted: a reader that pauses
-/// is told by what arrives meanwhile.
+/// QUIC's window for data from a peer is really enlarged for the path, and not only accounted for:
+/// that shows in how much arrives while the reader pauses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_and_fast_path_may_have_more_under_way_than_an_ordinary_one() {
     let pair = long_pair().await;
@@ -305,7 +305,7 @@ async fn a_long_and_fast_path_may_have_more_under_way_than_an_ordinary_one() {
             remote
         }
     });
-    // Both sides have taken memory for the path, and twice an ordinary window is allowed.
+    // Both sides have taken memory for the path, and twice the ordinary window is allowed.
     let grown = async {
         while has_less(&pair).await {
             sleep(Duration::from_millis(50)).await;
@@ -335,8 +335,8 @@ async fn a_long_and_fast_path_may_have_more_under_way_than_an_ordinary_one() {
     writing.abort();
 }
 
-/// A program that reads nothing keeps what its own stream may have under way, and nothing of what the link's
-/// words, or another stream of the same connection, need.
+/// A program that does not read occupies only its own stream's window, and none of the room that
+/// control messages or other streams of the same leg need.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_reads_nothing_leaves_the_others_of_its_leg_their_room() {
     let pair = long_pair().await;
@@ -378,7 +378,7 @@ async fn a_program_that_reads_nothing_leaves_the_others_of_its_leg_their_room() 
     }
 }
 
-/// A stream that goes on over another link keeps nothing of the one it began on.
+/// A stream that continues over another link occupies nothing on the link it began on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_over_takes_no_memory_for_the_streams_that_began_on_it() {
     let pair = long_pair().await;
@@ -414,7 +414,7 @@ async fn a_link_that_is_over_takes_no_memory_for_the_streams_that_began_on_it() 
         }
     };
     soon(returned).await;
-    // The stream itself is still there.
+    // The stream itself still exists.
     local.shutdown().await.unwrap();
     soon(reading).await.unwrap();
 }
@@ -436,7 +436,7 @@ async fn t02_streams_that_a_peer_opens_in_vain_fill_no_log() {
             assert_eq!(refused.code, code, "{refused}");
         }
     }
-    // Another peer has lines of its own.
+    // Another peer gets its own lines in the log.
     let mut branch_config = pair.world.site("branch", "region");
     branch_config.peers[0].address = Some(pair.region.listen_address().unwrap().to_string());
     let branch = Tunnel::start(&branch_config).await.unwrap();
@@ -449,7 +449,7 @@ async fn t02_streams_that_a_peer_opens_in_vain_fill_no_log() {
         ("service denied", "in-vain"),
         ("service not reached", &*nobody),
     ] {
-        // The log is written by the time the peer hears of it.
+        // The log is written before the peer hears of it.
         let text = log.text();
         let told = |peer| {
             let words = [said, of, peer];

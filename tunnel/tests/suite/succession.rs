@@ -1,4 +1,4 @@
-//! Links and the certificates they were made with: what still counts, what is made anew, what is closed.
+//! Links and the certificates they were made with: which stay, which are remade, which are closed.
 
 use std::fs;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use towpath_tunnel::status::LinkView;
 /// How soon the links of a revoked peer are closed (T10).
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 
-/// A link that a program of a thief's keeps up: it makes no other one, whatever happens.
+/// A link that a thief's program keeps up: it never makes another one.
 struct Kept {
     legs: [Connection; 2],
     _control: Vec<(SendStream, RecvStream)>,
@@ -49,7 +49,7 @@ impl Kept {
             control.push((send, recv));
         }
         for (_, recv) in &mut control {
-            // The first byte of an answer: the link is there.
+            // The first byte of an answer: the link is up.
             soon(recv.read_exact(&mut [0])).await.unwrap();
         }
         Self {
@@ -74,7 +74,7 @@ fn link(tunnel: &Tunnel) -> LinkView {
     tunnel.status().links.remove(0)
 }
 
-/// Waits until the only link is as wanted.
+/// Waits until the only link meets a condition.
 async fn is_linked(tunnel: &Tunnel, is_wanted: impl Fn(&LinkView) -> bool) {
     let waiting = async {
         while !is_wanted(&link(tunnel)) {
@@ -85,7 +85,7 @@ async fn is_linked(tunnel: &Tunnel, is_wanted: impl Fn(&LinkView) -> bool) {
     assert!(waited.is_ok(), "{:?}", link(tunnel));
 }
 
-/// Has the edge's own tunnel leave the place to somebody who says to be it.
+/// Makes the edge's own tunnel stop dialling, so that an impostor can take its place.
 async fn leave_alone(pair: &mut Pair) {
     let mut config = pair.edge_config.clone();
     config.peers[0].address = None;
@@ -96,7 +96,7 @@ async fn leave_alone(pair: &mut Pair) {
     is_linked(&pair.region, |link| link.host.is_none()).await;
 }
 
-/// The authority that is to follow, with a list of its own, and what an overlap needs of both.
+/// The next authority with its own list, and the public halves of both authorities for an overlap.
 fn next_authority(pair: &Pair) -> (Authority, Overlap, Overlap) {
     let next = Authority::init(&pair.world.path("next"), &name("shop.example")).unwrap();
     sign(&next, &Which::None, LIST_VALIDITY);
@@ -117,8 +117,8 @@ async fn t10_a_host_that_the_next_authority_revokes_is_out_though_its_link_is_of
     };
     renew(&pair.world.authority, Some(&new_half)).unwrap();
     uses(&pair.region, &pair.region_config).await;
-    // The edge's host links itself, is stolen, and keeps that link for ever. Its owner had renewed its
-    // certificate with the next authority, and that is the one he revokes.
+    // The edge's host makes a link, is stolen, and keeps that link. Its owner had renewed the
+    // certificate with the next authority, and revokes the renewed one.
     leave_alone(&mut pair).await;
     let client = client_of(&pair.world.path("edge-certs"), false);
     let client = quic(client);
@@ -139,12 +139,12 @@ async fn t10_a_host_that_the_next_authority_revokes_is_out_though_its_link_is_of
     changed.at_most(CLOSED_WITHIN, "closed");
     is_linked(&pair.region, |link| link.host.is_none()).await;
 
-    // Neither of its certificates brings it back.
+    // Neither of its certificates gets it back in.
     for (folder, reason) in [
         ("edge-certs", "unknown_authority"),
         ("edge-renewed", "revoked"),
     ] {
-        // Of the region's own folder is what trusts the region now.
+        // The region's own folder has the authorities that now verify the region.
         let mut client = client_of(&region, false);
         let shown = client_of(&pair.world.path(folder), false);
         client.client_auth_cert_resolver = shown.client_auth_cert_resolver;
@@ -184,7 +184,8 @@ async fn a_change_of_authority_reaches_links_that_are_up_and_no_stream_notices()
         ("edge", &pair.edge, &pair.edge_config),
         ("region", &pair.region, &pair.region_config),
     ];
-    // Each certificate ends at another time, and so says which one a link was made with.
+    // Each certificate ends at a different time, which identifies the certificate that a link was
+    // made with.
     let mut days = 10;
     let mut ends = Vec::new();
     for (authority, overlap) in [
@@ -209,8 +210,8 @@ async fn a_change_of_authority_reaches_links_that_are_up_and_no_stream_notices()
             break;
         }
     }
-    // The edge showed what the next authority gave it as soon as it had it; the region's came to the link
-    // when the edge trusted the old authority no longer.
+    // The edge used the certificate of the next authority as soon as it had it. The region's new
+    // certificate came into use on the link when the edge no longer trusted the old authority.
     is_linked(&pair.region, |link| {
         link.peer_certificate_not_after_unix_seconds >= Some(ends[2])
     })

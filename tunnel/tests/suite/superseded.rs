@@ -1,4 +1,4 @@
-//! Links whose place another one has taken: how long they stay, and how many of them.
+//! Links that have been replaced by newer ones: how long they are kept, and how many.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use towpath_protocol::identity::HostIdentity;
 /// Longer than a tunnel takes to dial once it has a reason to.
 const QUIET: Duration = Duration::from_millis(1500);
 
-/// A stream of this number over a link; the region's service echoes.
+/// A stream with this number over a link; the region's service echoes.
 async fn stream(link: &Joined, number: u128) -> (SendStream, RecvStream) {
     let (mut send, mut recv) = soon(link.urgent.open_bi()).await.unwrap();
     let Preamble::Begin(mut words) = begin(Class::Demand) else {
@@ -52,7 +52,7 @@ async fn t06_a_peer_that_dials_again_and_again_has_two_links_beside_the_newest()
     echo.abort();
 }
 
-/// Its dialler may not have heard yet that the next one is taken.
+/// The dialler may not have heard yet that the newer link is accepted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_without_streams_is_there_for_a_while_after_the_next_one() {
     let door = Door::open().await;
@@ -64,7 +64,7 @@ async fn a_link_without_streams_is_there_for_a_while_after_the_next_one() {
     assert!(second.urgent.close_reason().is_none());
 }
 
-/// The region goes on with its stream over a connection, and asks where.
+/// Accepts a connection's stream on which the region asks to resume, and returns it.
 async fn resumed(connection: &Connection) -> (SendStream, RecvStream) {
     let (send, mut recv) = soon(connection.accept_bi()).await.unwrap();
     let asked = answer(&mut recv).await;
@@ -72,8 +72,9 @@ async fn resumed(connection: &Connection) -> (SendStream, RecvStream) {
     (send, recv)
 }
 
-/// Which of the two the region notices first, the end of the link it asks over or the older link in its place again,
-/// is a matter of chance: so it is tried some times, with and without an answer that says nothing.
+/// It is random which of two events the region notices first: the end of the link it asks over, or
+/// the older link back in its place. So the test repeats, with and without a reset instead of an
+/// answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_asks_over_a_link_whose_dialler_lets_go_of_it_goes_on_over_the_one_before() {
     let door = Door::open().await;
@@ -92,7 +93,7 @@ async fn a_stream_that_asks_over_a_link_whose_dialler_lets_go_of_it_goes_on_over
         let second = joined(&door, LinkId(number)).await;
         let (mut asked, _words) = resumed(&second.urgent).await;
         if number % 2 == 0 {
-            // The link lives on for a moment, and carried no answer.
+            // The link survives for a moment, but has carried no answer.
             asked.reset(0_u32.into()).unwrap();
         }
         second.bulk.close(0_u32.into(), b"");
@@ -105,7 +106,7 @@ async fn a_stream_that_asks_over_a_link_whose_dialler_lets_go_of_it_goes_on_over
     assert_eq!((link.streams_lost, link.links_lost), (0, 0));
 }
 
-/// Goes on with a stream over a link, as who began it; the answer and how it goes on.
+/// Resumes a stream over a link, as the side that began it.
 async fn ask(link: &Joined, number: u128, received: Received) -> (SendStream, RecvStream) {
     let (mut send, recv) = soon(link.urgent.open_bi()).await.unwrap();
     let resume = Preamble::Resume(Resume {
@@ -116,7 +117,7 @@ async fn ask(link: &Joined, number: u128, received: Received) -> (SendStream, Re
     (send, recv)
 }
 
-/// What was said over a slow path comes when the stream has gone on over a faster one for long.
+/// A message sent over a slow path arrives long after the stream has moved to a faster one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_has_gone_on_over_a_newer_link_is_not_taken_back_by_a_late_word_on_an_older_one()
  {
@@ -143,7 +144,7 @@ async fn a_stream_that_has_gone_on_over_a_newer_link_is_not_taken_back_by_a_late
             assert!(reset.is_err(), "it is answered: {reset:?}");
         }
     }
-    // Once the newer link is lost the older one, back in its place, carries it.
+    // When the newer link is lost, the older one is back in its place and carries the stream.
     for connection in [&second.urgent, &second.bulk] {
         connection.close(0_u32.into(), b"");
     }
@@ -164,7 +165,8 @@ async fn a_stream_that_has_gone_on_over_a_newer_link_is_not_taken_back_by_a_late
     echo.abort();
 }
 
-/// What the newer one was made for is its dialler's to have again: from this side it would be refused without end.
+/// Only the dialler may replace the lost newer link: a link from this side would be refused for
+/// ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_back_in_its_place_is_not_dialled_anew_by_the_side_that_did_not_dial() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -172,10 +174,10 @@ async fn a_link_back_in_its_place_is_not_dialled_anew_by_the_side_that_did_not_d
     let door = Door::open_with(|config| config.peers[0].address = Some(address)).await;
     let echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
     let first = joined(&door, LinkId(1)).await;
-    // While it carries something it stays.
+    // It is kept while it carries a stream.
     let _carried = stream(&first, 1).await;
     let second = joined(&door, LinkId(2)).await;
-    // Attempts of before the first link end with it.
+    // Dial attempts from before the first link end with it.
     while timeout(QUIET, silent.recv(&mut [0; 2000])).await.is_ok() {}
     for connection in [&second.urgent, &second.bulk] {
         connection.close(0_u32.into(), b"");

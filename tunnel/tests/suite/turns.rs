@@ -1,4 +1,4 @@
-//! Streams of one class beside each other: each has its share, and nobody starves.
+//! Streams of one class beside each other: each gets its share, and none starves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,10 @@ use tokio::time::sleep;
 use towpath_bench::relay::Direction;
 use towpath_protocol::channel::Class;
 
-/// How many streams are filled at once: with three or more, some are neither first nor last.
+/// Concurrent full streams: with three or more, some are neither first nor last.
 const STREAMS: usize = 4;
 
-/// A stream that is filled without end, and how much has come out of it.
+/// A stream that is kept full, and a count of the bytes that have come out of it.
 fn filled(
     tasks: &mut JoinSet<()>,
     (mut local, mut remote): (UnixStream, UnixStream),
@@ -35,7 +35,7 @@ fn filled(
     heard
 }
 
-/// Fills streams of a class; gives what each has brought after they had time to find their shares.
+/// Fills streams of a class; returns the bytes that each carries after the shares have settled.
 async fn shares(pair: &Pair, class: Class, settling: Duration, measured: Duration) -> Vec<u64> {
     let mut tasks = JoinSet::new();
     let mut heard = Vec::new();
@@ -77,7 +77,7 @@ async fn urgent_streams_of_a_long_path_have_even_shares() {
         ..Direction::default()
     };
     let pair = Pair::start_with(|_, _| {}, Some(long)).await;
-    // What the path holds is found out by bulk, and with it how much urgent streams may keep.
+    // Bulk finds out how much the path holds, which also decides how much urgent streams may keep.
     let filling = pair.fill(Class::Bulk).await;
     sleep(Duration::from_secs(6)).await;
     drop(filling);

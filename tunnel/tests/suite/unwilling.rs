@@ -1,4 +1,5 @@
-//! Peers that have a link, and take no part in it: they refuse its words, end what they go on with, or take nothing.
+//! Peers that have a link but do not cooperate: they refuse messages, end carriers, or read
+//! nothing.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use towpath_protocol::channel::{Class, LinkId, Preamble, Received, Resume, Strea
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
 
-/// What a peer answers that takes a stream.
+/// The answer of a peer that accepts a stream.
 fn opened() -> Preamble {
     Preamble::Opened(HostIdentity {
         trust_domain: "shop.example".parse().unwrap(),
@@ -23,14 +24,14 @@ fn opened() -> Preamble {
     })
 }
 
-/// The next stream that the region begins, which has said its first words.
+/// The next stream that the region begins, with its preamble.
 async fn begun(connection: &Connection) -> (SendStream, RecvStream, Preamble) {
     let (send, mut recv) = soon(connection.accept_bi()).await.unwrap();
     let said = answer(&mut recv).await;
     (send, recv, said)
 }
 
-/// A stream that a program of the region's has to a service of the peer, which this is.
+/// A stream from a program of the region to a service of the peer, which the test plays.
 async fn asked(
     door: &Door,
     connection: &Connection,
@@ -71,13 +72,14 @@ async fn t16_a_peer_that_ends_its_own_words_loses_the_link() {
     }
 }
 
-/// How often a stream is asked to go on in two seconds by a side that is told each time to stop.
+/// How often within two seconds the region tries to resume a stream when it is told each time to
+/// stop.
 async fn resumes(link: &Joined) -> u32 {
     let until = Instant::now() + Duration::from_secs(2);
     let mut count = 0;
     while let Ok(asking) = timeout_at(until, link.urgent.accept_bi()).await {
         let (mut send, mut recv) = asking.unwrap();
-        // A stream that ends takes back what it asks.
+        // A stream that has ended withdraws its request.
         let Some(said) = answer_if_any(&mut recv).await else {
             continue;
         };
@@ -85,7 +87,7 @@ async fn resumes(link: &Joined) -> u32 {
         let goes_on = Preamble::Resumed(Received::default());
         let _ = send.write_all(&goes_on.encode()).await;
         let _ = recv.stop(0_u32.into());
-        // What goes on elsewhere.
+        // Resets with the code for a stream that continues elsewhere.
         let _ = send.reset(64_u32.into());
         count += 1;
     }
@@ -148,7 +150,7 @@ async fn t16_a_peer_that_goes_on_again_and_again_is_answered_less_and_less_often
     assert!((1..=10).contains(&count), "{count} times");
 }
 
-/// The cut of a stream may come before its first words, for it goes another way.
+/// The reset of a stream may arrive before its preamble, because they take different paths.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_was_never_opened_is_given_up_for_good() {
     let door = Door::open().await;
@@ -157,13 +159,13 @@ async fn a_stream_that_was_never_opened_is_given_up_for_good() {
     let asking = tokio::spawn(async move { open(&socket, "edge", "till", Class::Bulk).await });
     let (_send, mut recv, said) = begun(&first.bulk).await;
     assert!(matches!(said, Preamble::Begin(_)), "{}", said.name());
-    // It is asked for over the next link, and what was asked before is not.
+    // It is requested over the next link, and the earlier request is withdrawn.
     let second = joined(&door, LinkId(8)).await;
     let (mut taking, _recv, _) = begun(&second.bulk).await;
     let Err(ReadError::Reset(code)) = soon(recv.read(&mut [0; 8])).await else {
         panic!("it is not given up");
     };
-    // 1 is `E_GONE`; with 64 the stream would go on elsewhere.
+    // 1 is `E_GONE`; with 64 the stream would continue elsewhere.
     assert_eq!(code.into_inner(), 1);
     taking.write_all(&opened().encode()).await.unwrap();
     soon(asking).await.unwrap().unwrap();
@@ -178,11 +180,11 @@ async fn t05_first_words_that_drip_end_the_link_before_they_are_whole() {
     for _ in 0..3 {
         streams.push(link.urgent.open_bi().await.unwrap());
     }
-    // Never done: at this pace its words take half a minute.
+    // They never complete: at this pace the preamble takes half a minute.
     let dripping = async {
         for byte in begin(Class::App).encode() {
             for (send, _) in &mut streams {
-                // One that is refused already is heard of below.
+                // Streams already refused are checked below.
                 let _ = send.write_all(&[byte]).await;
             }
             sleep(WAIT / 3).await;
@@ -220,14 +222,14 @@ async fn t05_a_program_that_drips_its_first_words_is_refused_before_they_are_who
     assert_eq!(fault.code, Code::Stalled);
 }
 
-/// Here the peer has no clock at all: it is the side that sends whose patience ends.
+/// Here the peer has no timeout at all: the sending side's ends the stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t17_a_stream_that_a_peer_never_reads_ends_at_the_side_that_sends() {
     const STALL: Duration = Duration::from_secs(1);
     let door = Door::open_with(|config| config.limits.stall_wait = Span::new(STALL)).await;
     let how = || {
         let mut transport = TransportConfig::default();
-        // Room for first words.
+        // Room for the preamble.
         transport.stream_receive_window(400_u32.into());
         transport
     };
@@ -243,7 +245,7 @@ async fn t17_a_stream_that_a_peer_never_reads_ends_at_the_side_that_sends() {
     };
     soon(writing).await;
     let took = began.elapsed();
-    // It never reads, but to hear how the stream ended.
+    // It never reads, except to learn how the stream ended.
     let ended = async {
         loop {
             match recv.read(&mut [0; 1000]).await {
@@ -260,6 +262,6 @@ async fn t17_a_stream_that_a_peer_never_reads_ends_at_the_side_that_sends() {
     assert!(taken <= 48 << 20, "{taken} bytes were taken");
     let busy = waited().saturating_sub(waited_before);
     assert!(took >= STALL && took <= 3 * STALL + busy, "{took:?}");
-    // The link itself lives on.
+    // The link itself survives.
     assert_eq!(link.urgent.close_reason(), None);
 }

@@ -1,4 +1,4 @@
-//! Tunnels of other releases: peers that have no version in common.
+//! Tunnels of other releases: peers that have no protocol version in common.
 
 use std::sync::Arc;
 
@@ -16,13 +16,14 @@ use towpath_tunnel::status::{LinkState, StatusView};
 use crate::harness::peer::{answer, closed_with, join};
 use crate::harness::{Door, World, open, soon, until};
 
-/// What a release speaks that is two ahead of this one.
+/// The versions of a release that is two ahead of this one.
 const THEIRS: VersionRange = VersionRange {
     min: LINK_VERSIONS.max + 2,
     max: LINK_VERSIONS.max + 3,
 };
 
-/// An operator is told of this wherever one looks, and so is a program that wants a stream.
+/// Waits until the reason is shown to the operator everywhere, and to a program that wants a
+/// stream.
 async fn told(tunnel: &Tunnel, config: &Config, peer: &str, parts: &[&str]) {
     until("what is shown says why", || {
         let link = &tunnel.status().links[0];
@@ -72,13 +73,14 @@ async fn f29_a_peer_that_dials_and_speaks_no_version_of_ours_is_told_both_ranges
         told(&door.region, &door.config, "edge", &[&words]).await;
         assert_eq!(door.region.status().links[0].host, None);
     }
-    // With a version in common there is a link, and nothing of that is said any more.
+    // With a version in common there is a link, and the reason is no longer shown.
     let link = crate::harness::peer::joined(&door, towpath_protocol::channel::LinkId(8)).await;
     until("it is up", || door.region.status().links[0].reason == "up").await;
     drop(link);
 }
 
-/// Answers every connection's first words with these. Both of a link are there before either says something.
+/// Answers the preamble of every connection with `said`. Both connections of a link exist before
+/// either answers.
 async fn answers(endpoint: Endpoint, said: Preamble) {
     while let Some(incoming) = endpoint.accept().await {
         let said = said.encode();

@@ -1,4 +1,4 @@
-//! What a cap lets onto the wire, as the emulated link counts it: every byte of it, headers of IP and UDP included.
+//! What a cap lets onto the wire, as counted by the emulated link, with headers of IP and UDP.
 
 use std::time::Duration;
 
@@ -8,37 +8,37 @@ use tokio::time::{Instant, sleep};
 use towpath_bench::relay::{Direction, Side};
 use towpath_protocol::channel::Class;
 
-/// A cap that any machine can use up, in bytes per second.
+/// A cap that any machine can use up, as text and in bytes per second.
 const CAP: (&str, u64) = ("20Mbit", 2_500_000);
 
-/// How long the rate is held against its cap.
+/// Duration over which the rate is compared with its cap.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// By which part of it it may be off.
+/// Divisor for the allowed deviation.
 const OFF_PART: u64 = 100;
 
-/// What of it a machine that has other things to do may be short of at most.
+/// Divisor for the most that a busy machine may fall short.
 const SHORT_PART: u64 = 5;
 
-/// Time between two looks at the wire.
+/// Interval between readings of the wire.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Windows are tried for so long: a machine that is busy with something else is not so in all of them.
+/// How long windows are tried: load from elsewhere does not affect all of them.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-/// Most that may go ahead of the cap.
+/// The most that may be sent ahead of the cap.
 const BURST_MAX: Duration = Duration::from_millis(20);
 
-/// Bursts that are looked at, of which one must be good: an emulated link that slept hands on in one go what came to it
-/// in its time.
+/// Bursts to try, of which one must be good: an emulated link whose thread slept delivers
+/// everything from that time at once.
 const BURST_COUNT_MAX: usize = 10;
 
-/// The wire at a moment.
+/// A reading of the wire.
 #[derive(Clone, Copy)]
 struct Look {
     at: Instant,
     bytes: u64,
-    /// What threads have waited so far for a processor that others had.
+    /// How long threads have waited for a processor so far.
     waited: Duration,
 }
 
@@ -51,16 +51,16 @@ fn look(pair: &Pair) -> Look {
     }
 }
 
-/// Bytes that a rate gives in a time.
+/// Bytes that a rate allows in a time.
 fn given(bytes_per_second: u64, time: Duration) -> u64 {
     bytes_per_second * u64::try_from(time.as_micros()).unwrap() / 1_000_000
 }
 
-/// Saturates the link from the edge; what leaves on the wire is the rate, to a hundredth, over ten seconds. It may be
-/// less by what our threads waited meanwhile for a processor, never more.
+/// Saturates the link from the edge and checks that over ten seconds the rate on the wire is within
+/// a hundredth. It may be less by the time that our threads waited for a processor, never more.
 pub(crate) async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
     let _filling = pair.fill(Class::Bulk).await;
-    // The startup of the connection is over after a second.
+    // The slow start of the connection is over after a second.
     sleep(Duration::from_secs(1)).await;
     let (began, mut looks) = (Instant::now(), Vec::<Look>::new());
     let mut seen = None;
@@ -88,10 +88,10 @@ pub(crate) async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
     }
 }
 
-/// How far what comes after a pause runs ahead of the rate.
+/// How far the data after a pause runs ahead of the rate.
 async fn burst(pair: &Pair, bytes_per_second: u64) -> Duration {
     let (mut local, mut remote) = pair.stream(Class::Bulk).await;
-    // What is left of the credit of a busy time is gone, and all that a pause gives is there.
+    // The credit left from a busy time is gone, and the most that a pause gives is there.
     sleep(Duration::from_millis(500)).await;
     let sent = vec![5; usize::try_from(bytes_per_second / 3).unwrap()];
     let mut heard = vec![0; sent.len()];
