@@ -1,4 +1,4 @@
-//! The next certificate of a host, and the end of one before its time.
+//! Renews a host's certificate, and revokes certificates before their end.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -22,27 +22,28 @@ use crate::register::{Entry, IssuedState, IssuedView, Reason, Register, unix_sec
 use crate::revocation::{Freshness, LIST_BYTES_MAX, Revocations};
 use crate::view;
 
-/// How long a list of revoked certificates is good for unless the operator says otherwise: a month,
-/// so that a box that hears of nobody for some weeks still takes part.
+/// Default validity of a list of revoked certificates: a month, so that a box that is offline for
+/// some weeks still takes part.
 pub const LIST_VALIDITY: Duration = Duration::from_hours(30 * 24);
 
 /// Longest validity of a list: beyond it a host could miss every revocation for a season.
 pub const LIST_VALIDITY_MAX: Duration = Duration::from_hours(90 * 24);
 
-/// Fewest digits of a certificate's number that stand for all of it: what is revoked is not called back, and a slip
-/// of a finger must not name another.
+/// Fewest leading digits that may stand for a whole serial number. A revocation cannot be undone,
+/// so a typing error must not name another certificate.
 pub const SERIAL_DIGITS_MIN: usize = 8;
 
 /// Whether a host keeps its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyChoice {
-    /// The key it has; only its certificate is needed here.
+    /// The key it has. Its private half is not needed here, only the certificate.
     Same,
-    /// A new one, made here.
+    /// A new key, which is generated here.
     New,
 }
 
-/// An authority that hosts trust besides the one that signs for them: the one before, or the next.
+/// Another authority that hosts trust besides the one that signs for them: the previous or the next
+/// one.
 #[derive(Debug, Clone)]
 pub struct Overlap {
     certificate_pem: String,
@@ -82,12 +83,12 @@ impl Overlap {
 /// Which certificates are to be revoked.
 #[derive(Debug, Clone)]
 pub enum Which {
-    /// The one of this number, in hexadecimal, or of as much of it as tells it from others.
+    /// The one with this serial number in hexadecimal, or with a unique prefix of it.
     Serial(String),
-    /// All of a host that were not revoked before: those whose time is over too, for a link that was made
-    /// with one may live.
+    /// All of a host's certificates that have not been revoked. Expired ones are included, because
+    /// a link that was made with one may still live.
     Host(HostIdentity),
-    /// None: only a new list is wanted, before the last one ends.
+    /// None: only a new list is signed, before the last one ends.
     None,
 }
 
@@ -96,38 +97,39 @@ pub enum Which {
 pub struct Renewed {
     /// Where its files are.
     pub files: IdentityFiles,
-    /// The names of those that are not what they were, and have to be carried to the host.
+    /// The names of the files that changed and have to be copied to the host.
     pub changed: Vec<&'static str>,
 }
 
-/// A list that was signed.
+/// A list that has been signed.
 #[derive(Debug, Clone)]
 pub struct Signed {
-    /// Where it is.
+    /// The list's file.
     pub file: PathBuf,
     /// Its number.
     pub number: u64,
     /// When the next one is due.
     pub next_update: SystemTime,
-    /// What was revoked with it.
+    /// The certificates revoked with it.
     pub revoked: Vec<IssuedView>,
-    /// How many certificates it revokes in all.
+    /// Number of certificates it revokes in total.
     pub revoked_count: usize,
 }
 
 impl Authority {
-    /// Issues the next certificate of a host into its folder, in place of the one there, and hands
-    /// it what it is to trust: this authority, and in an overlap of two the `overlap` as well.
+    /// Replaces the certificate in a host's folder by the next one, and updates what the host
+    /// trusts: this authority, and in an overlap of two also that of `overlap`.
     ///
-    /// A tunnel that reads the folder takes the new files up without dropping a stream. A folder that has a
-    /// list of revoked certificates gets one that the new authorities have signed, if need be an empty one
-    /// that is signed for it: with a list of others alone a tunnel would not start. Where this authority's own list has
-    /// ended or is about to, the next one is signed.
+    /// A tunnel that reads the folder takes up the new files without dropping a stream. If the
+    /// folder has a list of revoked certificates, the new one is signed by the new authorities; if
+    /// this authority has signed no list yet, it signs an empty one, because a tunnel does not
+    /// start with lists of other authorities alone. If this authority's own list has ended or is
+    /// about to end, the next one is signed.
     ///
     /// # Errors
     ///
-    /// `E_CERTIFICATE` if the folder's certificate is not from here, `E_STATE` if it was revoked,
-    /// and as [`Authority::issue`]. The folder's files are then those of before.
+    /// `E_CERTIFICATE` if the folder's certificate is not from this authority, `E_STATE` if it has
+    /// been revoked, and as [`Authority::issue`]. On an error the folder's files are unchanged.
     pub fn renew(
         &self,
         host: &Path,
@@ -136,16 +138,17 @@ impl Authority {
         overlap: Option<&Overlap>,
     ) -> Result<Renewed, Fault> {
         let certificate = host.join(LEAF_CERTIFICATE);
-        // Before anything is made of a name that was mistyped.
+        // Checked before `open_or_create`, which would create the folder of a mistyped name.
         identity::read_chain(&certificate)?;
         let folder = KeyFolder::open_or_create(host)?;
-        // Two renewals of one folder at once would mix their pairs: what is there counts once it is ours.
+        // Two concurrent renewals of one folder would mix their pairs. The certificate that counts
+        // is the one found under the lock.
         let _alone = folder.lock()?;
         let ca = self.trusted_pem(overlap)?;
         let leaf = signed_leaf(&certificate, &ca)?;
         let identity = view::identity_of(&leaf)?;
         self.check(&identity, validity)?;
-        // Held to the end: a certificate that is revoked meanwhile must not come back.
+        // Held until the end: a certificate that is revoked in the meantime must not be renewed.
         let mut register = self.register()?;
         check_not_revoked(&register, &view::view(&leaf)?.serial)?;
         if let Some(overlap) = overlap {
@@ -154,8 +157,9 @@ impl Authority {
         let list = self.list_for(&folder, &mut register, overlap)?;
         let (certificate, new_key_pem) =
             self.sign_next(&mut register, (&leaf, &identity), validity, key)?;
-        // What is trusted comes first: a certificate whose authority is not known yet is no use. A reader
-        // that finds the new key beside the old certificate sees no pair, keeps what it has, and looks again.
+        // The authorities come first: a certificate whose authority is not trusted yet is of no
+        // use. A reader that finds the new key beside the old certificate sees that they do not
+        // match, keeps its current pair, and retries.
         let files = [
             (AUTHORITY_CERTIFICATE, Some(&ca), Readers::All),
             (REVOCATION_LIST, list.as_ref(), Readers::All),
@@ -182,7 +186,8 @@ impl Authority {
         Ok(Renewed { files, changed })
     }
 
-    /// The lists that a host is given: an empty one is signed where it has one and there is none.
+    /// The lists for a host. If the host has a list and this authority has signed none, it signs an
+    /// empty one.
     fn list_for(
         &self,
         folder: &KeyFolder,
@@ -201,8 +206,8 @@ impl Authority {
         })
     }
 
-    /// The list that was signed last, or the next one, signed now, if that has ended or is about to: with a list that
-    /// has ended a host begins no move. None if none was ever signed.
+    /// The last signed list. If it has ended or is about to end, the next one is signed now, because
+    /// a host with an ended list begins no move. `None` if no list was ever signed.
     pub(crate) fn list_in_time(
         &self,
         register: &mut Register,
@@ -221,7 +226,8 @@ impl Authority {
         Ok(Some(next))
     }
 
-    /// Signs the certificate that follows a leaf, and makes its key where there is to be a new one; both as PEM.
+    /// Signs a leaf's successor, and generates its key if there is to be a new one; returns both as
+    /// PEM.
     fn sign_next(
         &self,
         register: &mut Register,
@@ -244,13 +250,15 @@ impl Authority {
         }
     }
 
-    /// Revokes certificates and signs the next list, good for `lasting`. What was revoked before and stands in
-    /// no list yet, for the one who revoked it was stopped, is revoked again.
+    /// Revokes certificates and signs the next list, valid for `lasting`. If an earlier revocation
+    /// was interrupted before its list was published, certificates already revoked may be revoked
+    /// again.
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND` if there is nothing of the sort to revoke, `E_STATE` if that was done before, `E_USAGE`
-    /// for a list that would last too long, `E_IO` if the register or the list cannot be written.
+    /// `E_NOT_FOUND` if there is no such certificate to revoke, `E_STATE` if it has been revoked
+    /// before, `E_USAGE` if the list would last too long, `E_IO` if the register or the list cannot
+    /// be written.
     pub fn revoke(
         &self,
         which: &Which,
@@ -263,7 +271,7 @@ impl Authority {
             let detail = format!("a list of revoked certificates lasts at most {days} days");
             return Err(Fault::new(Code::Usage, detail));
         }
-        // Held to the end: two lists of one number must never leave.
+        // Held until the end: two lists with the same number must never be handed out.
         let mut register = self.register()?;
         let is_public = self.is_public(&register);
         let chosen = choose(&register.issued(now), which, is_public)?;
@@ -283,7 +291,8 @@ impl Authority {
         Ok(signed)
     }
 
-    /// Signs the next list of all that is revoked, and puts it into the authority's folder; gives it as PEM too.
+    /// Signs the next list of all revoked certificates, and writes it to the authority's folder;
+    /// returns it as PEM too.
     fn sign_list(
         &self,
         register: &mut Register,
@@ -333,7 +342,7 @@ impl Authority {
         Ok((signed, pem))
     }
 
-    /// Whether all that is revoked stands in the list that hosts are given.
+    /// Whether every revoked certificate is in the list that hosts are given.
     fn is_public(&self, register: &Register) -> bool {
         let read = || {
             let authorities = certificates(&self.certificate_pem).ok()?;
@@ -345,7 +354,7 @@ impl Authority {
         register.is_listed() && read() == Some(register.list_number())
     }
 
-    /// What a host is to trust.
+    /// The authorities that a host is to trust, as PEM.
     fn trusted_pem(&self, overlap: Option<&Overlap>) -> Result<String, Fault> {
         let Some(overlap) = overlap else {
             return Ok(self.certificate_pem.clone());
@@ -367,7 +376,7 @@ impl Authority {
     }
 }
 
-/// The certificate of a file, if one of these authorities has signed it.
+/// The certificate in a file, if one of these authorities has signed it.
 fn signed_leaf(certificate: &Path, ca: &str) -> Result<CertificateDer<'static>, Fault> {
     let mut chain = identity::read_chain(certificate)?;
     let roots = identity::roots(&certificates(ca)?).map_err(|why| {
@@ -381,7 +390,7 @@ fn signed_leaf(certificate: &Path, ca: &str) -> Result<CertificateDer<'static>, 
     Ok(chain.swap_remove(0))
 }
 
-/// A certificate whose key is in other hands must not come back as a good one.
+/// Refuses a revoked certificate: its key may be in other hands.
 fn check_not_revoked(register: &Register, serial: &str) -> Result<(), Fault> {
     let issued = register.issued(SystemTime::now());
     let is_revoked =
@@ -407,8 +416,8 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
         .map_err(|error| Fault::new(Code::Certificate, error.to_string()))
 }
 
-/// What is to be revoked: of what was revoked before only what does not stand in the list, if `is_public` says
-/// that anything may not.
+/// The certificates to revoke. If `is_public`, those already revoked are left out; otherwise some
+/// of them may be missing from the list, so they are included again.
 fn choose(issued: &[IssuedView], which: &Which, is_public: bool) -> Result<Vec<IssuedView>, Fault> {
     let is_done = |view: &IssuedView| view.state == IssuedState::Revoked && is_public;
     match which {
@@ -433,7 +442,7 @@ fn choose(issued: &[IssuedView], which: &Which, is_public: bool) -> Result<Vec<I
     }
 }
 
-/// The certificate of a number, or the only one whose number begins so.
+/// The certificate with this serial number, or the only one whose serial number has this prefix.
 fn of_number<'a>(issued: &'a [IssuedView], number: &str) -> Result<&'a IssuedView, Fault> {
     let plain = number.replace(':', "").to_ascii_lowercase();
     if let Some(view) = issued.iter().find(|view| view.serial == plain) {
@@ -459,8 +468,8 @@ fn of_number<'a>(issued: &'a [IssuedView], number: &str) -> Result<&'a IssuedVie
     }
 }
 
-/// Whether a list names a certificate that is revoked. One that ended longer ago than any lasts is of no use to
-/// anybody, on a link of that time either.
+/// Whether a list includes a revoked certificate. One that ended longer ago than the longest
+/// validity is left out: no link made with it can still live.
 fn is_listed(view: &IssuedView, now: SystemTime) -> bool {
     let ended = Duration::from_secs(view.not_after_unix_seconds);
     SystemTime::UNIX_EPOCH + ended + LEAF_VALIDITY_MAX > now
@@ -472,7 +481,7 @@ fn revoked_entry(view: &IssuedView) -> Option<RevokedCertParams> {
         serial_number: SerialNumber::from(view::unhex(&view.serial)?),
         revocation_time: (SystemTime::UNIX_EPOCH + revoked).into(),
         reason_code: match view.reason? {
-            // RFC 5280, 5.3.1: left out rather than said.
+            // RFC 5280, 5.3.1: this reason is omitted instead of encoded.
             Reason::Unspecified => None,
             Reason::KeyCompromise => Some(RevocationReason::KeyCompromise),
             Reason::Superseded => Some(RevocationReason::Superseded),

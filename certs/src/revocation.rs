@@ -1,7 +1,8 @@
-//! Lists of revoked certificates: read, checked against the authorities that signed them, asked.
+//! Lists of revoked certificates: loads them, checks them against their authorities, and looks up
+//! certificates.
 //!
-//! A list counts only if an authority that we trust has signed it, and never if it is older than the
-//! one we have: whoever can put back last month's list could otherwise put back a stolen box.
+//! A list counts only if a trusted authority has signed it, and never if it is older than the
+//! current one: otherwise, restoring last month's list could readmit a stolen box.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -18,44 +19,44 @@ use crate::list::Parsed;
 use crate::renewal::LIST_VALIDITY_MAX;
 use crate::{files, tls, view};
 
-/// Most lists in one file: one for each authority of an overlap.
+/// Most lists in one file: one for each authority of an overlap, with room to spare.
 pub const LIST_COUNT_MAX: usize = 4;
 
 /// Most bytes of a file of lists: some 20,000 revoked certificates.
 pub const LIST_BYTES_MAX: u64 = 1024 * 1024;
 
-/// How long before a list ends it is called out: a week of working days to sign a new one.
+/// How long before its end a list is reported: a week of working days to sign a new one.
 pub const AGING_TIME: Duration = Duration::from_hours(7 * 24);
 
-/// What a list of revoked certificates says of itself.
+/// The header of a list of revoked certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListView {
     /// The authority that signed it.
     pub issuer: String,
-    /// Its number; each is above the one before.
+    /// Its number; each list has a higher one than its predecessor.
     pub number: u64,
     /// When it was signed, RFC 3339.
     pub this_update: String,
-    /// When the next one is due and this one ends, RFC 3339.
+    /// When the next list is due and this one ends, RFC 3339.
     pub next_update: String,
-    /// When the next one is due, in seconds since 1970.
+    /// When the next list is due, in seconds since 1970.
     pub next_update_unix_seconds: u64,
-    /// Certificates it revokes.
+    /// Number of certificates it revokes.
     pub revoked_count: u64,
 }
 
-/// A list of revoked certificates, and which those are.
+/// A list of revoked certificates with its entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WholeListView {
-    /// What it says of itself.
+    /// Its header.
     #[serde(flatten)]
     pub list: ListView,
-    /// The numbers of the certificates it revokes, in hexadecimal.
+    /// The serial numbers of the certificates it revokes, in hexadecimal.
     pub revoked: Vec<String>,
 }
 
-/// Reads the lists of a PEM file as they stand there; none if it holds no list. Whether an authority has signed them
-/// is not looked at.
+/// Reads the lists of a PEM file without checking their signatures; `None` if the file holds no
+/// list.
 ///
 /// # Errors
 ///
@@ -66,11 +67,11 @@ pub fn show(path: &Path) -> Result<Option<Vec<WholeListView>>, Fault> {
     views_in(&pem).map_err(|why| Fault::new(Code::Certificate, format!("{shown}: {why}")))
 }
 
-/// The same of a file's text.
+/// Like [`show`], for the text of a file.
 ///
 /// # Errors
 ///
-/// Why it holds too many lists, or one that does not parse.
+/// A message if it holds too many lists, or one that does not parse.
 pub fn views_in(pem: &[u8]) -> Result<Option<Vec<WholeListView>>, String> {
     if CertificateRevocationListDer::pem_slice_iter(pem)
         .next()
@@ -86,27 +87,27 @@ pub fn views_in(pem: &[u8]) -> Result<Option<Vec<WholeListView>>, String> {
         .map(Some)
 }
 
-/// How far ahead the next list may be due: clocks differ by a day at most.
+/// How far ahead the next list may be due: the longest validity, and a day for differing clocks.
 const DUE_MAX: Duration = LIST_VALIDITY_MAX.saturating_add(Duration::from_hours(24));
 
-/// How old our knowledge of revoked certificates is.
+/// The age of our knowledge of revoked certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Freshness {
     /// The next list is not due yet.
     Fresh,
-    /// The next list is due within [`AGING_TIME`]; or later than any list lasts, for who signed this one had a clock
-    /// that was ahead, and it says nothing of how old our knowledge is.
+    /// The next list is due within [`AGING_TIME`], or implausibly late: then the signer's clock was
+    /// ahead, and the date says nothing about the age of our knowledge.
     Aging,
-    /// The next list is overdue: what was revoked since is not known here.
+    /// The next list is overdue: later revocations are not known here.
     Stale,
 }
 
 impl Freshness {
-    /// That of a list whose next one is due at a moment, in seconds since 1970.
+    /// The freshness of a list whose successor is due at this time, in seconds since 1970.
     #[must_use]
     pub fn until(due_unix_seconds: u64, now: SystemTime) -> Self {
-        // A clock before 1970 knows nothing of due dates, and no list is stale by it.
+        // A clock before 1970 counts as 1970, and no list is stale by it.
         let now = now.duration_since(SystemTime::UNIX_EPOCH);
         let due = Duration::from_secs(due_unix_seconds);
         match due.checked_sub(now.unwrap_or_default()) {
@@ -131,29 +132,30 @@ impl Freshness {
 #[derive(Debug, Clone)]
 struct List {
     view: ListView,
-    /// The public key that signed it: two authorities may carry one name.
+    /// The public key that signed it: two authorities may have the same name.
     signer: Vec<u8>,
-    /// The whole list, to tell one from another of the same number.
+    /// The whole list, to distinguish it from another one with the same number.
     der: CertificateRevocationListDer<'static>,
 }
 
-/// The lists of all authorities we trust; without any, nothing is revoked.
+/// The lists of all trusted authorities; without any, nothing is revoked.
 #[derive(Debug, Clone, Default)]
 pub struct Revocations {
     lists: Vec<List>,
-    /// Issuer and serial number, both as they stand in the certificate.
+    /// Issuer and serial number, both as encoded in the certificate.
     revoked: HashSet<(Vec<u8>, Vec<u8>)>,
-    /// The file they were read from.
+    /// The text of the file they were read from.
     text: Arc<[u8]>,
 }
 
 impl Revocations {
-    /// Reads a file of lists, in PEM, each signed by one of the `authorities`.
+    /// Loads a PEM file of lists, each signed by one of the `authorities`.
     ///
     /// # Errors
     ///
     /// `E_CERTIFICATE` if the file cannot be read, holds no list or too many, or if one of them does
-    /// not parse or was signed by nobody we trust; `E_CRL_ROLLBACK` if it goes back behind `current`.
+    /// not parse or is not signed by a trusted authority; `E_CRL_ROLLBACK` if a list in
+    /// `current` would be replaced by an older one, by another one with the same number, or by none.
     pub fn load(
         path: &Path,
         authorities: &[CertificateDer<'static>],
@@ -162,7 +164,7 @@ impl Revocations {
         Self::load_beside(path, (authorities, &[]), current)
     }
 
-    /// The same, where lists of authorities that have ended are passed over.
+    /// Like [`Revocations::load`], ignoring the lists of authorities that have ended.
     ///
     /// # Errors
     ///
@@ -179,7 +181,7 @@ impl Revocations {
         })
     }
 
-    /// The same of a file's text: lists of authorities, and of those that have ended.
+    /// Like `load_beside`, from the text of a file. Takes the valid and the ended authorities.
     ///
     /// # Errors
     ///
@@ -196,12 +198,12 @@ impl Revocations {
         Ok(made)
     }
 
-    /// Reads what was in use before a restart, as [`Revocations::text`] gave it. Lists of authorities that
-    /// are trusted no longer are left out.
+    /// Reads back the lists that were in use before a restart, as [`Revocations::text`] returned
+    /// them. Lists of authorities that are no longer trusted are left out.
     ///
     /// # Errors
     ///
-    /// `E_CERTIFICATE` if that does not parse.
+    /// `E_CERTIFICATE` if the text does not parse.
     pub fn recall(text: &[u8], authorities: &[CertificateDer<'static>]) -> Result<Self, Fault> {
         let wrong = |why| Fault::new(Code::Certificate, format!("the lists of before: {why}"));
         let mut made = Self {
@@ -217,7 +219,7 @@ impl Revocations {
         Ok(made)
     }
 
-    /// The file they were read from, to be recalled after a restart.
+    /// The text of the file they were read from, for [`Revocations::recall`] after a restart.
     #[must_use]
     pub fn text(&self) -> &[u8] {
         &self.text
@@ -262,7 +264,8 @@ impl Revocations {
         Ok(())
     }
 
-    /// Refuses to go back: for each authority still trusted, the list we have or a newer one is there.
+    /// Refuses a rollback: each authority that is still trusted must have its current list or a
+    /// newer one.
     fn check_newer_than(
         &self,
         current: &Self,
@@ -301,7 +304,7 @@ impl Revocations {
         view::issuer_and_serial(certificate).is_none_or(|pair| self.revoked.contains(&pair))
     }
 
-    /// Whether both are the same lists.
+    /// Whether both have the same lists.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         fn bytes(list: &List) -> &[u8] {
@@ -313,39 +316,39 @@ impl Revocations {
             .eq(other.lists.iter().map(bytes))
     }
 
-    /// Whether there is no list at all, and so nothing that is revoked.
+    /// Whether there is no list, so that nothing is revoked.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.lists.is_empty()
     }
 
-    /// What the lists say of themselves.
+    /// The headers of the lists.
     pub fn views(&self) -> impl Iterator<Item = &ListView> {
         self.lists.iter().map(|list| &list.view)
     }
 
-    /// The list that ends first; none if there is no list.
+    /// The list that ends first; `None` if there is no list.
     #[must_use]
     pub fn first_to_end(&self) -> Option<&ListView> {
         self.views()
             .min_by_key(|view| view.next_update_unix_seconds)
     }
 
-    /// When the first list ends, in seconds since 1970; none if there is no list.
+    /// When the first list ends, in seconds since 1970; `None` if there is no list.
     #[must_use]
     pub fn next_update_unix_seconds(&self) -> Option<u64> {
         self.first_to_end()
             .map(|view| view.next_update_unix_seconds)
     }
 
-    /// How old the oldest list is; none if there is no list.
+    /// The freshness of the oldest list; `None` if there is no list.
     #[must_use]
     pub fn freshness(&self, now: SystemTime) -> Option<Freshness> {
         Some(Freshness::until(self.next_update_unix_seconds()?, now))
     }
 }
 
-/// The lists of a file in PEM.
+/// The lists in a PEM text.
 fn lists_in(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
     let lists = CertificateRevocationListDer::pem_slice_iter(pem)
         .take(LIST_COUNT_MAX + 1)
@@ -357,11 +360,12 @@ fn lists_in(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, St
     Ok(lists)
 }
 
-/// A list about some certificates only would pass for one about all of them.
+/// Refuses a list that covers only some certificates: it would pass for one that covers all.
 fn refuse_partial(list: &Parsed<'_>) -> Result<(), String> {
     let partial = list.extensions.iter().find(|extension| {
         let parsed = extension.parsed_extension();
-        // What is critical and unknown, such as a delta's mark, changes what the list means.
+        // A critical extension that is unknown, such as that of a delta list, changes the list's
+        // meaning.
         extension.critical || matches!(parsed, ParsedExtension::IssuingDistributionPoint(_))
     });
     match partial {
@@ -377,7 +381,7 @@ fn refuse_partial(list: &Parsed<'_>) -> Result<(), String> {
 fn signer(list: &Parsed<'_>, authorities: &[CertificateDer<'static>]) -> Result<Vec<u8>, String> {
     let issuer = list.issuer.as_raw();
     let algorithm = list.algorithm.algorithm.as_bytes();
-    // The encoding of an algorithm's identifier begins with its object identifier.
+    // The DER encoding of an algorithm identifier begins with its object identifier.
     let length = u8::try_from(algorithm.len()).map_err(|_| "an impossible algorithm".to_owned())?;
     let wanted = [&[6, length], algorithm].concat();
     let provider = tls::provider();
