@@ -1,4 +1,4 @@
-//! Both migrators killed right behind every step of a move.
+//! Both migrators are killed right after every step of a move.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -39,7 +39,7 @@ async fn all_sites_behind_one_address_come_back_together() {
     let back = Stopwatch::start();
     let region = start_again(&region_config).await;
     all(&region).await;
-    // It would take minutes at the former rate limit of handshakes per address.
+    // With the rate limit that handshakes of one address once had, it would take minutes.
     back.at_most(SOON, "all sites are back");
     for edge in edges {
         edge.stop().await;
