@@ -56,8 +56,8 @@ pub fn records(lab: &Lab, guest: &Name) -> Result<[Option<Record>; 2], String> {
     Ok([of(Place::Edge)?, of(Place::Region)?])
 }
 
-/// Checks that exactly one site owns a guest that is at rest between two moves, and that the other
-/// site's mark is above the owner's epoch only for an attempt that has ended.
+/// Checks that exactly one site owns a guest that is at rest between two moves, that the other site
+/// is in the middle of no move, and that an epoch it has released is the owner's.
 ///
 /// # Errors
 ///

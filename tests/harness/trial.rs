@@ -329,7 +329,8 @@ impl Trial {
         let target = self.from.other();
         let seen = lab.site(target).guest(&self.guest.name);
         let is_receiving = seen.is_ok_and(|seen| {
-            // With the copy half done it will not start to run within the next millisecond.
+            // Together with the check below that more than a third of the blocks is left: it will
+            // not start to run within the next millisecond.
             seen.is_some_and(|view| view.ownership == Ownership::Prepared)
         });
         let moves = lab.site(self.from).moves(&self.guest.name);

@@ -170,7 +170,8 @@ impl World {
         }
     }
 
-    /// No chunk may be ordered, for whatever purpose, before all bytes sent so far are paid for.
+    /// No chunk except one of zero blocks may be ordered, for whatever purpose, before all bytes
+    /// sent so far are paid for (within a millisecond).
     fn check_order(&mut self, host: usize, order: &ChunkOrder) {
         let Some(capped) = self.hosts[host].capped else {
             return;

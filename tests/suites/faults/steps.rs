@@ -134,7 +134,7 @@ const COMMITTED: Group = Group {
     ],
 };
 
-/// A target that was killed has lost its staged guest, and refuses the commit.
+/// A target that was killed is no longer ready for the commit, and refuses it.
 const COMMIT_REFUSED: Group = Group {
     side: Side::Source,
     way: Way::Behind("say-ready"),
