@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{Direction, Queue};
+use crate::random::split_mix;
 
 /// Overhead of every datagram on the wire: 20 bytes of IPv4 and 8 of UDP.
 pub const HEADER_BYTES: u64 = 28;
@@ -165,12 +166,7 @@ impl Chance {
     /// The next number in 0..1.
     #[allow(clippy::cast_precision_loss, reason = "53 bits fit a float exactly")]
     const fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        (mixed >> 11) as f64 / (1u64 << 53) as f64
+        (split_mix(&mut self.0) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

@@ -8,7 +8,10 @@ use crate::house::{File, files, no_complaints, read, root};
 use crate::scan::code_of;
 
 /// The files in which metrics are named.
-const METRIC_FILES: [&str; 2] = ["tunnel/src/operators/metrics.rs", "migrator/src/engine/metrics.rs"];
+const METRIC_FILES: [&str; 2] = [
+    "tunnel/src/operators/metrics.rs",
+    "migrator/src/engine/metrics.rs",
+];
 
 /// The files in which configurations are defined, and the heading of each in its page.
 const CONFIG_FILES: [&str; 2] = ["tunnel/src/config.rs", "migrator/src/config.rs"];
