@@ -1,4 +1,4 @@
-//! What can be written on the command line.
+//! The command line: subcommands, options that several of them share, and value parsers.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
@@ -23,11 +23,11 @@ use crate::show::Format;
 
 const EXAMPLES: &str = "\
 Examples:
-  towpath demo                              see a running guest move to another site and back
-  towpath guest start till-7 --memory 1GiB  make a guest and run it
+  towpath demo                              watch a running guest move to another site and back
+  towpath guest start till-7 --memory 1GiB  create and run a guest
   towpath migrate till-7 region             move it to the site `region` while it runs
   towpath migration watch                   follow the newest move
-  towpath status                            the host, its links and what is under way
+  towpath status                            show this host, its links and the moves under way
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused, 4 timed out, 5 blocked handover,
 69 already running, 75 try again later, 130 interrupted (a move goes on).";
@@ -41,14 +41,14 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-/// What is to be done.
+/// The subcommands of `towpath`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show it: two sites on this machine, a guest that moves there and back.
+    /// Run a demo on this machine: two sites, and a guest that moves there and back.
     Demo(demo::Options),
-    /// Show the host, its links and what is under way.
+    /// Show this host, its links and the moves under way.
     Status(status::Options),
-    /// Show what a link will carry, and when so many bytes would be through.
+    /// Forecast what a link will carry, and when a transfer of a given size would finish.
     Forecast(forecast::Options),
     /// Start, list, show and stop guests.
     #[command(subcommand, after_help = guest::EXAMPLES)]
@@ -58,35 +58,35 @@ pub(crate) enum Command {
     /// List, show, watch and cancel moves.
     #[command(subcommand, after_help = migration::EXAMPLES)]
     Migration(migration::Command),
-    /// Make the authority and the hosts' certificates.
+    /// Manage the certificate authority and the certificates of hosts.
     #[command(subcommand, after_help = certs::EXAMPLES)]
     Certs(certs::Command),
     /// Open, list, show and close channels between applications.
     #[command(subcommand, after_help = channel::EXAMPLES)]
     Channel(channel::Command),
-    /// Run the tunnel daemon, this host's links to other sites; measure and shape them.
+    /// Run the tunnel daemon; measure and shape this host's links to other sites.
     #[command(subcommand, after_help = tunnel::EXAMPLES)]
     Tunnel(tunnel::Command),
-    /// Run the migrator daemon: this host's guests and their moves.
+    /// Run the migrator daemon, which runs and moves this host's guests.
     #[command(subcommand, after_help = migrator::EXAMPLES)]
     Migrator(migrator::Command),
-    /// Check configuration files, and show what they come to.
+    /// Check configuration files, and show them with every default filled in.
     #[command(subcommand, after_help = config::EXAMPLES)]
     Config(config::Command),
     /// Print a completion script for a shell.
     Completions(completions::Options),
     /// Write the manual pages into a folder.
     Man(man::Options),
-    /// One guest; the migrator starts it.
+    /// Run one guest; started by the migrator.
     #[command(hide = true)]
     GuestProcess(guest_process::Options),
-    /// The emulated link of the demo.
+    /// Run the emulated link of the demo.
     #[command(hide = true)]
     Relay(relay::Options),
 }
 
 impl Command {
-    /// How this command's result, or its failure, is to be written.
+    /// The format of this command's result, or of its failure.
     pub(crate) fn format(&self) -> Format {
         match self {
             Self::Demo(options) => options.output.format,
@@ -111,9 +111,9 @@ const TUNNEL_EXAMPLES: &str = "\
 Example:
   towpath-tunnel --config /etc/towpath/tunnel.toml
 
-SIGHUP has the configuration and the certificates read again; no stream is dropped.";
+SIGHUP reloads the configuration and the certificates; no stream is dropped.";
 
-/// Keeps this host's links to other sites: `towpath tunnel run`, and nothing else of `towpath`.
+/// The tunnel daemon, which keeps this host's links to other sites; same as `towpath tunnel run`.
 #[derive(Debug, Parser)]
 #[command(name = "towpath-tunnel", version)]
 #[command(after_help = TUNNEL_EXAMPLES)]
@@ -122,10 +122,10 @@ struct TunnelArguments {
     options: DaemonOptions,
 }
 
-/// How a result is written.
+/// The `--output` option of commands that print a result.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct OutputOption {
-    /// How the result is written; json is one document with a "schema"
+    /// Output format; json is one document with a "schema" field
     #[arg(
         id = "output",
         short = 'o',
@@ -136,25 +136,26 @@ pub(crate) struct OutputOption {
     pub(crate) format: Format,
 }
 
-/// How a daemon logs.
+/// The logging options of a daemon.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LogOptions {
-    /// Which lines are logged, as in `debug`, or `info,CRATE=debug` of one crate: towpath_tunnel, towpath_migrator
+    /// Filter of log lines: `debug`, or `info,CRATE=debug` for one crate (towpath_tunnel,
+    /// towpath_migrator)
     #[arg(long, value_name = "FILTER", env = "TOWPATH_LOG")]
     pub(crate) log: Option<String>,
-    /// How log lines look; json is one document a line, with a "schema" [default: what the configuration says, or
-    /// table]
+    /// Format of log lines; json is one document per line, with a "schema" field [default: from the
+    /// configuration file, or table]
     #[arg(id = "output", short = 'o', long = "output", value_name = "FORMAT")]
     pub(crate) output: Option<Format>,
 }
 
 impl LogOptions {
-    /// How a failure is to be written, beside the log.
+    /// The format of a failure that is printed beside the log.
     pub(crate) fn format(&self) -> Format {
         self.output.unwrap_or(Format::Table)
     }
 
-    /// What the configuration says, unless the command line says otherwise.
+    /// The configured log options, with those of the command line taking precedence.
     pub(crate) fn over(
         &self,
         mut configured: towpath_daemon::log::Options,
@@ -171,7 +172,7 @@ impl LogOptions {
     }
 }
 
-/// A rate, or the word that there is to be none.
+/// A limit on the command line: a rate, or `none`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limit(pub Option<Rate>);
 
@@ -186,7 +187,7 @@ impl FromStr for Limit {
     }
 }
 
-/// A time within bounds.
+/// Parses a time span and checks that it is in `range`.
 pub(crate) fn span_within(text: &str, range: RangeInclusive<Duration>) -> Result<Span, Fault> {
     let span: Span = text.parse()?;
     if range.contains(&span.duration()) {
@@ -199,7 +200,7 @@ pub(crate) fn span_within(text: &str, range: RangeInclusive<Duration>) -> Result
     ))
 }
 
-/// A class by its name.
+/// Parses the name of a class.
 pub(crate) fn class(text: &str) -> Result<Class, Fault> {
     let found = Class::ALL.into_iter().find(|class| class.as_str() == text);
     found.ok_or_else(|| {
@@ -209,7 +210,8 @@ pub(crate) fn class(text: &str) -> Result<Class, Fault> {
     })
 }
 
-/// The command that the words begin with, as it is written.
+/// The full name of the subcommand that `words` select, such as `towpath guest start`. Stops at
+/// the first word that is no subcommand.
 fn command_of(words: impl IntoIterator<Item = OsString>) -> String {
     let mut command = Arguments::command();
     let mut name = command.get_name().to_owned();
@@ -223,12 +225,13 @@ fn command_of(words: impl IntoIterator<Item = OsString>) -> String {
     name
 }
 
-/// The command line of `towpath`, or the status to exit with: after help was shown, or a mistake.
+/// Parses the command line of `towpath`. After help or a usage error was printed it returns the
+/// exit status.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
     Arguments::try_parse().map_err(|error| end(&error, || command_of(std::env::args_os())))
 }
 
-/// The same of `towpath-tunnel`.
+/// Parses the command line of `towpath-tunnel`, like [`parse`].
 pub(crate) fn parse_tunnel() -> Result<DaemonOptions, ExitCode> {
     let parsed = TunnelArguments::try_parse().map(|arguments| arguments.options);
     parsed.map_err(|error| end(&error, || "towpath-tunnel".to_owned()))
@@ -240,7 +243,7 @@ fn end(error: &clap::Error, command: impl Fn() -> String) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     );
     if is_wish {
-        // A closed pipe behind `towpath --help | head` is nobody's mistake.
+        // A closed pipe is no error, as in `towpath --help | head`.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
@@ -293,7 +296,7 @@ mod tests {
         assert!(check(&Arguments::command(), "") > 30);
     }
 
-    /// The words of a line of examples, without what a shell makes of the rest.
+    /// Splits a line of examples into words, without its description and any shell syntax after it.
     fn words_of(line: &str) -> Vec<String> {
         let line = line.trim_start();
         let ends = ["  ", " > ", " && "].map(|end| line.find(end).unwrap_or(line.len()));

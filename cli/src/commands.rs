@@ -1,4 +1,4 @@
-//! One file a command.
+//! The commands, one file each.
 
 pub(crate) mod bench;
 pub(crate) mod certs;
@@ -22,7 +22,7 @@ pub(crate) mod tunnel;
 use crate::args::Command;
 use crate::failure::Failure;
 
-/// Does what was asked for.
+/// Runs a command.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo(options) => demo::run(&options),

@@ -1,4 +1,4 @@
-//! Talking to the daemons of this host.
+//! Connections to the daemons of this host.
 
 use std::path::PathBuf;
 
@@ -9,13 +9,13 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::failure::Failure;
 
-/// Where a packaged tunnel answers operators.
+/// The admin socket of a packaged tunnel.
 const TUNNEL_SOCKET_DEFAULT: &str = "/run/towpath/tunnel-admin.sock";
 
-/// Where the migrator answers.
+/// The option for the migrator's socket.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MigratorSocket {
-    /// The migrator's socket
+    /// Socket of the migrator
     #[arg(
         long,
         value_name = "PATH",
@@ -27,16 +27,16 @@ pub(crate) struct MigratorSocket {
 }
 
 impl MigratorSocket {
-    /// The migrator's API.
+    /// A client of the migrator's API.
     pub(crate) fn client(&self) -> Client {
         Client::new(&self.socket)
     }
 }
 
-/// Where the tunnel answers operators.
+/// The option for the tunnel's admin socket.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TunnelSocket {
-    /// The tunnel's socket for operators
+    /// Admin socket of the tunnel
     #[arg(
         id = "tunnel_socket",
         long = "tunnel-socket",
@@ -49,18 +49,18 @@ pub(crate) struct TunnelSocket {
 }
 
 impl TunnelSocket {
-    /// The tunnel's API.
+    /// A client of the tunnel's admin API.
     pub(crate) fn client(&self) -> Client {
         Client::new(&self.path).named_by("--tunnel-socket or TOWPATH_TUNNEL_SOCKET")
     }
 }
 
-/// Runs a client's work to its end, on this thread.
+/// Runs `work` to its end on this thread, in a runtime of its own.
 pub(crate) fn block_on<F: Future>(work: F) -> Result<F::Output, Failure> {
     Ok(runtime(Builder::new_current_thread())?.block_on(work))
 }
 
-/// A runtime with sockets, timers and signals.
+/// Builds a runtime with sockets, timers and signals.
 pub(crate) fn runtime(mut builder: Builder) -> Result<Runtime, Failure> {
     builder.enable_all().build().map_err(|error| {
         Fault::new(Code::Io, format!("the runtime cannot be started: {error}")).into()

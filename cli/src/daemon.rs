@@ -1,4 +1,4 @@
-//! What `tunnel run` and `migrator run` do alike.
+//! What `tunnel run` and `migrator run` have in common.
 
 use std::fs;
 use std::io::Read;
@@ -12,21 +12,21 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::args::LogOptions;
 use crate::failure::Failure;
 
-/// How a daemon is run.
+/// The options of a daemon.
 #[derive(Debug, Args)]
 pub(crate) struct DaemonOptions {
-    /// Its configuration file
+    /// Configuration file of the daemon
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
     #[command(flatten)]
     pub(crate) log: LogOptions,
-    /// Stop, with every process begun here, when standard input is closed: for a daemon whose starter
-    /// must not outlive it
+    /// Stop, with every process started here, when standard input is closed: for a daemon that must
+    /// not outlive its parent
     #[arg(long, hide = true)]
     pub(crate) until_stdin_closes: bool,
 }
 
-/// Runs a daemon to its end, with logs; a panic of any thread ends all of it.
+/// Runs a daemon to its end, with logging. A panic in any thread aborts the process.
 pub(crate) fn run(
     options: &DaemonOptions,
     log: log::Options,
@@ -48,24 +48,24 @@ pub(crate) fn run(
     Ok(ended?)
 }
 
-/// Asks for a stop when standard input is at its end: whoever started us is gone or has let go.
+/// Stops the daemon when standard input ends: its parent has ended, or has closed the pipe.
 fn stop_when_stdin_closes() -> Result<(), Fault> {
     let io = |what: &str, error: &dyn std::fmt::Display| {
         Fault::new(Code::Io, format!("{what}: {error}"))
     };
-    // Processes that our children leave behind become our children, so that they can be found.
+    // As a subreaper this process inherits orphaned descendants, so that it can find them.
     set_child_subreaper(Some(getpid())).map_err(|error| io("becoming a subreaper", &error))?;
     std::thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(|| {
             let mut ignored = [0; 256];
-            // Whatever ends the reading, nobody can tell us anything any more.
+            // A read error counts as the end, too: nothing more can come.
             while std::io::stdin()
                 .read(&mut ignored)
                 .is_ok_and(|count| count > 0)
             {}
             tracing::info!("stopping: standard input was closed");
-            // The daemon stops as a service manager would have it. There is always this process.
+            // A stop as by a service manager. Sending a signal to ourselves cannot fail.
             let _ = kill_process(getpid(), Signal::TERM);
         })
         .map_err(|error| io("a thread for standard input", &error))?;
@@ -74,14 +74,15 @@ fn stop_when_stdin_closes() -> Result<(), Fault> {
 
 /// Kills every process that descends from this one.
 pub(crate) fn end_descendants() {
-    // Orphans of a killed process become our children: a few generations are looked at.
+    // Orphans of a killed child become children of a subreaper, so look again: 8 generations at
+    // most.
     for _ in 0..8 {
         let children = children();
         if children.is_empty() {
             return;
         }
         for child in children {
-            // It may have ended by itself in between.
+            // The child may have ended by itself in between.
             let _ = kill_process(child, Signal::KILL);
             let _ = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
         }

@@ -14,21 +14,21 @@ use crate::show::{Format, escape, schema};
 /// The exit statuses; scripts rely on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// It did not work.
+    /// The command failed.
     Failed,
-    /// The command line or a file of the operator's is wrong.
+    /// The command line, or a file that the operator wrote, is wrong.
     Usage,
-    /// A look ahead said no; nothing was changed.
+    /// A check refused the request before anything was changed.
     Refused,
-    /// It took longer than allowed.
+    /// The command took longer than allowed.
     Timeout,
     /// A guest is held between two hosts that cannot talk.
     Blocked,
-    /// The daemon is there already.
+    /// The daemon is already running.
     AlreadyRunning,
-    /// It may work later.
+    /// The command may succeed later.
     Retry,
-    /// The operator let go; what was begun goes on.
+    /// The operator interrupted the command; a move that has begun goes on.
     Interrupted,
 }
 
@@ -39,7 +39,7 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    /// The status as a process ends with it.
+    /// The exit status of the process.
     const fn number(self) -> u8 {
         match self {
             Self::Failed => 1,
@@ -67,8 +67,8 @@ impl Exit {
         }
     }
 
-    /// The status for a move that was not begun, with this code: what a look ahead shows at either host is no
-    /// failure of either.
+    /// The status for a move that was not begun because of this code. Where a check at either host
+    /// found the reason, the move was refused; neither host has failed.
     pub(crate) const fn of_move(code: Code) -> Self {
         match code {
             Code::StaleEpoch
@@ -83,7 +83,8 @@ impl Exit {
         }
     }
 
-    /// The status for a move that has ended: nothing of it goes on, and its words were right.
+    /// The status for a move that has ended with this code. Never `Timeout` or `Usage`: the move
+    /// does not go on, and its command line was accepted.
     pub(crate) const fn of_ended_move(code: Code) -> Self {
         match Self::of_move(code) {
             Self::Timeout | Self::Usage => Self::Failed,
@@ -92,27 +93,27 @@ impl Exit {
     }
 }
 
-/// What stands in the cause of what the system refused.
+/// Part of the text of every [`std::io::Error`] from the operating system.
 const OS_ERROR: &str = "(os error ";
 
-/// Why a command did not do what it was told.
+/// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// Something went wrong.
     Problem { problem: Problem, exit: Exit },
-    /// The operator let go; what there is to say has been said.
+    /// The operator interrupted the command. The message has been printed already.
     Interrupted,
-    /// Whoever read the lines of a stream has closed the pipe: that was enough, and nothing went wrong.
+    /// The reader of a stream of lines has closed the pipe. This is no error: the exit status is 0.
     Unheard,
 }
 
 impl Failure {
-    /// A problem with a status of its own.
+    /// A problem with an explicit exit status.
     pub(crate) const fn with(problem: Problem, exit: Exit) -> Self {
         Self::Problem { problem, exit }
     }
 
-    /// The same failure with the status that this gives for its code.
+    /// The same failure, with the status that `exit_of` gives for its code if the code is known.
     pub(crate) fn exit_of(self, exit_of: impl Fn(Code) -> Exit) -> Self {
         match self {
             Self::Problem { problem, exit } => {
@@ -123,7 +124,7 @@ impl Failure {
         }
     }
 
-    /// The code, if it is one that this release knows.
+    /// The error code, if this release knows it.
     pub(crate) fn code(&self) -> Option<Code> {
         match self {
             Self::Problem { problem, .. } => problem.known_code(),
@@ -131,7 +132,7 @@ impl Failure {
         }
     }
 
-    /// The same failure under a sentence that says what was tried.
+    /// The same failure, with a message that says what was tried.
     pub(crate) fn while_trying(self, what: impl Into<String>) -> Self {
         match self {
             Self::Problem { problem, exit } => Self::with(problem.message(what), exit),
@@ -139,8 +140,8 @@ impl Failure {
         }
     }
 
-    /// The same with a remedy that fits what was tried, if it failed with this code. What the system refused has
-    /// a remedy already.
+    /// The same failure, with this remedy if it has this code. Errors from the operating system
+    /// keep the remedy they have.
     pub(crate) fn remedy_of(self, code: Code, remedy: impl Into<String>) -> Self {
         match self {
             Self::Problem { problem, exit }
@@ -152,7 +153,7 @@ impl Failure {
         }
     }
 
-    /// The same with more of why.
+    /// The same failure, with `why` appended to its cause.
     pub(crate) fn because(self, why: &str) -> Self {
         match self {
             Self::Problem { problem, exit } => {
@@ -163,7 +164,7 @@ impl Failure {
         }
     }
 
-    /// Writes it to stderr; the status to exit with.
+    /// Writes the failure to stderr, and returns the exit status.
     pub(crate) fn report(&self, format: Format) -> ExitCode {
         let (problem, exit) = match self {
             Self::Interrupted => return Exit::Interrupted.into(),
@@ -171,7 +172,7 @@ impl Failure {
             Self::Problem { problem, exit } => (problem, *exit),
         };
         let mut stderr = std::io::stderr().lock();
-        // There is nowhere left to say that stderr is closed.
+        // If stderr is closed, there is nowhere left to report that.
         let _ = match format {
             Format::Json => writeln!(stderr, "{}", as_json(problem)),
             Format::Table => stderr.write_all(as_text(problem, is_coloured()).as_bytes()),
@@ -193,20 +194,21 @@ impl From<Fault> for Failure {
     }
 }
 
-/// Whether stderr shows colours and the operator wants them.
+/// Whether to use colours: stderr is a terminal, and `NO_COLOR` is unset or empty.
 pub(crate) fn is_coloured() -> bool {
     let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     !is_unwanted && std::io::stderr().is_terminal()
 }
 
-/// A mistake on the command line, written as all failures are; as text, the command's usage follows.
+/// Writes a mistake on the command line to stderr, in the form of any other failure. As text it
+/// is followed by the command's usage.
 pub(crate) fn report_usage(error: &clap::Error, command: &str, format: Format) {
     let rendered = error.render().to_string();
     let text = match (error.kind(), format) {
-        // Help stands in for a missing subcommand.
+        // If a subcommand is missing, clap renders the help.
         (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, Format::Table) => rendered,
         (_, Format::Json) => as_json(&usage_problem(&rendered, command)) + "\n",
-        // The cause names them already.
+        // The cause already names the missing arguments.
         (ErrorKind::MissingRequiredArgument, Format::Table) => {
             as_text(&usage_problem(&rendered, command), is_coloured())
         }
@@ -216,18 +218,19 @@ pub(crate) fn report_usage(error: &clap::Error, command: &str, format: Format) {
             as_text(&usage_problem(&rendered, command), is_coloured()) + &usage
         }
     };
-    // There is nowhere left to say that stderr is closed.
+    // If stderr is closed, there is nowhere left to report that.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// How the paragraph begins in which clap shows the words of a command.
+/// Start of the paragraph in which clap shows the usage of a command.
 const USAGE: &str = "Usage: ";
 
 fn paragraphs(rendered: &str) -> impl Iterator<Item = &str> {
     rendered.split("\n\n").map(str::trim)
 }
 
-/// What clap says as a problem: its first paragraph is the cause, its hints and the command's help the remedy.
+/// Turns clap's message into a problem. The first paragraph becomes the cause; the tips and a
+/// pointer to the command's help become the remedy.
 fn usage_problem(rendered: &str, command: &str) -> Problem {
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let cause = paragraphs(rendered).next().unwrap_or_default();
@@ -240,7 +243,8 @@ fn usage_problem(rendered: &str, command: &str) -> Problem {
     Problem::new(Code::Usage, without_inner_code(&cause)).remedy(remedy.join("; "))
 }
 
-/// How a failure is to be written whose words could not be read: as the words say that follow `-o`.
+/// The output format for a command line that could not be parsed: the value of its `-o` or
+/// `--output`.
 pub(crate) fn format_of_words(words: impl IntoIterator<Item = OsString>) -> Format {
     let words: Vec<_> = words.into_iter().take_while(|word| word != "--").collect();
     let is_option = |word: &OsString| word == "-o" || word == "--output";
@@ -255,7 +259,8 @@ pub(crate) fn format_of_words(words: impl IntoIterator<Item = OsString>) -> Form
     if is_json { Format::Json } else { Format::Table }
 }
 
-/// The text without the code of the fault that a value's own parser gave: there is one code for all.
+/// Removes the error code that a value's own parser put into the text: all mistakes on the
+/// command line have the code `E_USAGE`.
 fn without_inner_code(text: &str) -> String {
     let mut parts = text.splitn(2, ": E_");
     let (before, rest) = (parts.next().unwrap_or_default(), parts.next());
@@ -302,8 +307,8 @@ fn as_json(problem: &Problem) -> String {
 mod tests {
     use super::*;
 
-    /// The status of a command, of a move that was not begun, and of one that has ended. Every code is decided on
-    /// purpose.
+    /// The expected status of a command, of a move that was not begun, and of one that has ended.
+    /// The match is exhaustive, so that a new code needs a decision.
     const fn decided(code: Code) -> [u8; 3] {
         match code {
             Code::Truncated

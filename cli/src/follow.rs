@@ -1,4 +1,4 @@
-//! Following a move to its end. Letting go of it never stops it.
+//! Follows a move to its end. A command that stops following never stops the move.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -18,33 +18,37 @@ use crate::show::{bytes, escape, milliseconds, note};
 /// Bytes of a block of guest memory.
 pub(crate) const BLOCK_BYTES: u64 = 4096;
 
-/// How long a migrator may be gone, as while it is upgraded, before we stop waiting for it.
+/// How long to wait for a migrator that does not answer, for example during an upgrade.
 const RETURN_WAIT_MAX: Duration = Duration::from_secs(120);
 
-/// Pause between two tries to reach a migrator that is gone.
+/// Pause between two attempts to reach a migrator that does not answer.
 const RETURN_PAUSE: Duration = Duration::from_millis(500);
 
-/// A move: its bar and where it stands; the message's second line has the numbers.
+/// Template for a move: a bar and a message of two lines, the state and the numbers.
 const MOVE_STYLE: &str = "{prefix} [{bar:24}] {msg}";
 
-/// Whatever else takes a moment.
+/// Template for everything else that takes a while.
 const OTHER_STYLE: &str = "{prefix}: {msg}";
 
-/// What to do with every change of a move.
+/// Receives the changes of a move that is being followed.
 pub(crate) trait Observer {
-    /// The move changed.
+    /// Called with every new view of the move.
     fn changed(&mut self, view: &MigrationView) -> Result<(), Failure>;
 
-    /// The migrator does not answer; what was seen last is old.
+    /// Called when the migrator does not answer, so that the last view is out of date.
     fn away(&self) {}
 
-    /// Nothing is followed any more, and something else is about to be said.
+    /// Called when following is interrupted, before a message about that is printed.
     fn ended(&self) {}
 }
 
-/// Follows a move until it is finished; the last view of it. Who has begun it knows how it stood then.
+/// Follows a move until it is finished, and returns its last view.
 ///
-/// Ctrl-C lets go of it, as does the end of the `longest` wait; both say how to follow it again.
+/// A caller that has just begun the move passes its first view as `begun`. The move is then known
+/// to exist, and a migrator that does not answer is waited for from the start.
+///
+/// Following also ends with Ctrl-C and after `longest`. Neither stops the move, and both say how
+/// to follow it again.
 pub(crate) async fn follow(
     client: &Client,
     (id, begun): (MigrationId, Option<MigrationView>),
@@ -57,7 +61,7 @@ pub(crate) async fn follow(
     let ended = tokio::select! {
         ended = timeout(longest, watching) => ended,
         _ = tokio::signal::ctrl_c() => {
-            // The terminal has shown the key on the line's last row.
+            // The terminal has echoed the key on the last row of the progress line.
             observer.ended();
             note(&format!("let go: the move goes on. Follow it with: towpath migration watch {id}"));
             return Err(Failure::Interrupted);
@@ -69,8 +73,9 @@ pub(crate) async fn follow(
     }
 }
 
-/// Watches until the end, over restarts of the migrator; `last` is kept for whoever gives up waiting. While too
-/// many others watch, it asks now and then.
+/// Watches a move until it is finished, across restarts of the migrator. Keeps the latest view in
+/// `last`, for a caller that gives up waiting. While the migrator accepts no more watchers
+/// (`E_BUSY`), it polls the move instead.
 pub(crate) async fn watch(
     client: &Client,
     id: MigrationId,
@@ -118,7 +123,7 @@ pub(crate) async fn watch(
     }
 }
 
-/// Whether a migrator that knows the move may answer better in a moment.
+/// Whether a later attempt may succeed, given that the migrator knows the move.
 fn is_passing(problem: &Problem) -> bool {
     let code = problem.known_code();
     matches!(code, Some(Code::Unreachable | Code::Stalled | Code::Busy))
@@ -166,7 +171,8 @@ fn timed_out(id: MigrationId, last: Option<&MigrationView>) -> Failure {
     Failure::with(problem, Exit::Timeout)
 }
 
-/// A move that its own source keeps from going on: the target may have answered long ago.
+/// The failure of a blocked move whose source cannot write its journal; `None` if the move is
+/// blocked for another reason. The target may have answered long ago.
 fn held_by_journal(view: &MigrationView) -> Option<Failure> {
     let error = view.error.as_ref()?;
     let code = Code::parse(&error.code).filter(|code| *code == Code::Journal)?;
@@ -179,7 +185,7 @@ fn held_by_journal(view: &MigrationView) -> Option<Failure> {
     Some(Failure::with(problem, Exit::Blocked))
 }
 
-/// The end of a move as a result: an error unless the guest has arrived.
+/// The result of a finished move: an error unless the guest has arrived.
 pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
     if view.phase == Phase::Done {
         return Ok(());
@@ -217,11 +223,12 @@ pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
     Err(Failure::from(problem).exit_of(Exit::of_ended_move))
 }
 
-/// What to do about a move that has ended, where a move under way would have gone on by itself.
+/// The remedy for a move that has ended with `code`, where the usual remedy of the code is for a
+/// move that goes on by itself.
 fn remedy_of_end(code: Code, view: &MigrationView) -> Option<&'static str> {
     let pause_ms = view.predicted_pause_ms.unwrap_or_default();
     Some(match code {
-        // No pause that can be asked for would do.
+        // The predicted pause is longer than any that can be allowed.
         Code::NotConverging if pause_ms > PAUSE_MS_MAX.into() => {
             "leave `--mode pre` out, allow a higher `--rate`, or move it when it writes less"
         }
@@ -236,7 +243,8 @@ fn remedy_of_end(code: Code, view: &MigrationView) -> Option<&'static str> {
     })
 }
 
-/// What to do about what another host says of itself, where the remedy would else be taken for this one's.
+/// The remedy for a problem that `host` reports about itself, where the usual remedy of the code
+/// would seem to be about this host.
 fn remedy_at(code: Code, host: &str) -> Option<String> {
     let is_its_own = |code: Code| code.blame() == Blame::Local;
     Some(match code {
@@ -258,7 +266,7 @@ fn look_at(host: &str) -> String {
     format!("look at {host}: `towpath status` there, and its migrator's log")
 }
 
-/// A live line on stderr, only where somebody watches.
+/// A progress line on stderr. Hidden if stderr is no terminal or `TERM` is `dumb`.
 #[derive(Debug)]
 pub(crate) struct LiveLine(ProgressBar);
 
@@ -274,12 +282,12 @@ impl LiveLine {
         Self(ProgressBar::with_draw_target(Some(1), target))
     }
 
-    /// Whether anybody sees it.
+    /// Whether the line is visible.
     pub(crate) fn is_watched(&self) -> bool {
         !self.0.is_hidden()
     }
 
-    /// Shows something else than a move.
+    /// Shows the progress of something other than a move.
     pub(crate) fn say(&self, prefix: &str, text: &str) {
         self.0.set_style(style(OTHER_STYLE));
         self.0.set_prefix(prefix.to_owned());
@@ -287,12 +295,12 @@ impl LiveLine {
         self.0.tick();
     }
 
-    /// Says something that stays, above the line.
+    /// Prints a note above the line, where it stays.
     pub(crate) fn note(&self, text: &str) {
         self.0.suspend(|| note(text));
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub(crate) fn clear(&self) {
         self.0.finish_and_clear();
     }
@@ -331,19 +339,19 @@ impl Drop for LiveLine {
     }
 }
 
-/// A move's state in one line.
+/// The state and the numbers of a move, in one line.
 pub(crate) fn describe(view: &MigrationView) -> String {
     let parts = [state(view), numbers(view)];
     parts.join("  ").trim_end().to_owned()
 }
 
-/// Where a move stands.
+/// The state of a move: its phase, what is left, trouble with the link, and the error code.
 fn state(view: &MigrationView) -> String {
     let mut parts = vec![view.phase.as_str().to_owned()];
     if let (Phase::Copying, Some(round)) = (view.phase, view.round) {
         parts.push(format!("round {round}"));
     }
-    // A target that has all that was there once is not told how much of it has changed since.
+    // Once a target has every block, it is not told how many of them have changed since.
     let is_known = view.blocks_left > 0 || view.phase != Phase::Receiving;
     if is_known {
         let left = bytes(view.blocks_left.saturating_mul(BLOCK_BYTES));
@@ -363,12 +371,13 @@ fn state(view: &MigrationView) -> String {
     parts.join("  ")
 }
 
-/// Bytes of a guest each second.
+/// Formats a rate of guest memory, in bytes per second.
 pub(crate) fn a_second(bytes_per_second: u64) -> String {
     format!("{}/s", bytes(bytes_per_second))
 }
 
-/// How fast a move goes, and what is expected of it: both rates in bytes of the guest, which are what is compared.
+/// The speed of a move and its predictions. Both rates are in bytes of guest memory, so that they
+/// can be compared.
 fn numbers(view: &MigrationView) -> String {
     let mut parts = Vec::new();
     if let Some(goodput) = view.goodput_bytes_per_second {

@@ -1,5 +1,5 @@
-//! The programs: `towpath`, in which every daemon and every operator command is a subcommand, and `towpath-tunnel`,
-//! which is nothing but the tunnel daemon.
+//! The programs: `towpath`, in which every daemon and every operator command is a subcommand, and
+//! `towpath-tunnel`, which is only the tunnel daemon.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -12,7 +12,7 @@ mod show;
 
 use std::process::ExitCode;
 
-/// Does what the command line of `towpath` says.
+/// Runs `towpath` with the command line of this process, and returns its exit status.
 #[must_use]
 pub fn towpath() -> ExitCode {
     let arguments = match args::parse() {
@@ -26,8 +26,10 @@ pub fn towpath() -> ExitCode {
     }
 }
 
-/// Runs the tunnel daemon as the command line of `towpath-tunnel` says. It holds no code of guests and moves: what faces
-/// the network is less, and takes less memory.
+/// Runs the tunnel daemon with the command line of `towpath-tunnel`, and returns its exit status.
+///
+/// The program has no code for guests and moves, so that less code faces the network and the
+/// daemon takes less memory.
 #[must_use]
 pub fn towpath_tunnel() -> ExitCode {
     let options = match args::parse_tunnel() {

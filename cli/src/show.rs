@@ -15,7 +15,7 @@ pub(crate) use human::{escape, milliseconds, or_dash, telling_digits, time_of_da
 pub(crate) use table::{Table, fields};
 pub(crate) use towpath_daemon::units::{bits_per_second, bytes};
 
-/// How a result is written.
+/// Format of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
     // For people.
@@ -24,7 +24,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// A document's schema by its kind.
+/// The schema of a kind of document.
 pub(crate) fn schema(kind: &str) -> String {
     format!("towpath.v1.{kind}")
 }
@@ -61,7 +61,7 @@ pub(crate) fn show<T: Serialize>(
 ///
 /// # Errors
 ///
-/// [`Failure::Unheard`] if nobody reads it any more: a stream would otherwise go on for nobody.
+/// [`Failure::Unheard`] if the reader has closed the pipe, so that the caller ends the stream.
 pub(crate) fn show_line<T: Serialize>(kind: &str, content: &T) -> Result<(), Failure> {
     let schema = schema(kind);
     let document = Document { schema, content };
@@ -70,7 +70,7 @@ pub(crate) fn show_line<T: Serialize>(kind: &str, content: &T) -> Result<(), Fai
     write_to(&mut io::stdout().lock(), &text)
 }
 
-/// Writes text to stdout; whoever closed the pipe has seen enough.
+/// Writes text to stdout. A closed pipe is no error.
 pub(crate) fn write(text: &str) -> Result<(), Failure> {
     match write_to(&mut io::stdout().lock(), text) {
         Err(Failure::Unheard) => Ok(()),
@@ -86,9 +86,9 @@ fn write_to(out: &mut impl Write, text: &str) -> Result<(), Failure> {
     })
 }
 
-/// Says something beside the result, on stderr.
+/// Prints a note to stderr, beside the result.
 pub(crate) fn note(text: &str) {
-    // There is nowhere left to say that stderr is closed.
+    // If stderr is closed, there is nowhere left to report that.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 

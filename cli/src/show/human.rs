@@ -1,10 +1,10 @@
-//! Numbers and texts as people read them.
+//! Formats numbers and texts for people.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use towpath_daemon::log::is_plain;
 
-/// A text from outside with everything escaped that could move a cursor, hide or reorder text.
+/// Escapes all characters of an untrusted text that could move the cursor or hide or reorder text.
 pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
@@ -17,7 +17,7 @@ pub(crate) fn escape(text: &str) -> String {
     safe
 }
 
-/// A duration in two units at most.
+/// Formats a number of milliseconds in at most two units.
 pub(crate) fn milliseconds(ms: u64) -> String {
     match ms {
         0..1000 => format!("{ms} ms"),
@@ -27,10 +27,10 @@ pub(crate) fn milliseconds(ms: u64) -> String {
     }
 }
 
-/// Last second of the year 9999, the last one that can be written.
+/// Last second of the year 9999, the latest that RFC 3339 can express.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-/// A moment, in UTC.
+/// Formats a Unix time in milliseconds as RFC 3339 in UTC, or as `-` after the year 9999.
 pub(crate) fn time_of_day(unix_ms: u64) -> String {
     if unix_ms / 1000 > LAST_SECOND {
         return "-".to_owned();
@@ -39,11 +39,11 @@ pub(crate) fn time_of_day(unix_ms: u64) -> String {
     humantime::format_rfc3339_seconds(moment).to_string()
 }
 
-/// Fewest digits of an id that stand in a table: fewer are soon another's too, and no command takes fewer of a
-/// certificate's.
+/// Fewest digits of an id in a table. Fewer would soon match several ids, and commands take no
+/// fewer of a certificate's serial number.
 const ID_CHARS_MIN: usize = towpath_certs::renewal::SERIAL_DIGITS_MIN;
 
-/// How many digits tell all of these ids apart, so that a command takes them.
+/// How many leading digits tell all of these ids apart, so that commands accept ids of that length.
 pub(crate) fn telling_digits<'a>(ids: impl IntoIterator<Item = &'a str>) -> usize {
     let mut sorted: Vec<&str> = ids.into_iter().collect();
     sorted.sort_unstable();
@@ -56,7 +56,7 @@ pub(crate) fn telling_digits<'a>(ids: impl IntoIterator<Item = &'a str>) -> usiz
     longest.map_or(ID_CHARS_MIN, |alike| ID_CHARS_MIN.max(alike + 1))
 }
 
-/// A value, or a dash where there is none.
+/// The value, or a dash if there is none.
 pub(crate) fn or_dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| "-".to_owned())
 }

@@ -7,18 +7,18 @@ use rustix::termios::tcgetwinsize;
 /// Characters between two columns.
 const GAP: usize = 2;
 
-/// Characters that the last column, which is broken into lines, keeps before another is left out for it.
+/// Width in characters that the last column keeps at least: other columns are left out first.
 const LAST_CHARS_MIN: usize = 24;
 
-/// Rows under titles; a title that begins with `>` makes its column end at the right.
+/// Rows under titles. A title that begins with `>` aligns its column to the right.
 ///
-/// On a terminal it is as wide as that at most: the columns that say least are left out, and the last one is broken
-/// into lines. Elsewhere it has all of them.
+/// On a terminal the table is made to fit the width: the least important columns are left out, and
+/// the last column is wrapped. Elsewhere it has all columns.
 #[derive(Debug)]
 pub(crate) struct Table {
     titles: Vec<(String, bool)>,
     rows: Vec<Vec<String>>,
-    /// Columns that may be left out, those that say least first.
+    /// Titles of the columns that may be left out, least important first.
     least: Vec<String>,
 }
 
@@ -35,13 +35,13 @@ impl Table {
         }
     }
 
-    /// The same with columns that may be left out where there is no room, those that say least first.
+    /// Sets the columns that may be left out on a narrow terminal, least important first.
     pub(crate) fn least<const N: usize>(mut self, titles: [&str; N]) -> Self {
         self.least = titles.map(str::to_owned).into();
         self
     }
 
-    /// A table without titles of its own: the first row stands in for them.
+    /// A table that has its first row as titles.
     pub(crate) fn of_rows(rows: Vec<Vec<String>>) -> Self {
         let mut rows = rows.into_iter();
         let titles = rows.next().unwrap_or_default();
@@ -83,7 +83,7 @@ impl Table {
         rows.map(|row| self.lines(row, &columns, &widths)).collect()
     }
 
-    /// The columns there is room for, by their places.
+    /// Indices of the columns that fit into `room`.
     fn fitting(&self, widths: &[usize], room: Option<usize>) -> Vec<usize> {
         let mut columns: Vec<usize> = (0..widths.len()).collect();
         let needed = |columns: &[usize]| match columns.split_last() {
@@ -102,7 +102,7 @@ impl Table {
         columns
     }
 
-    /// A row's lines: one, and more where its last cell is wider than its column.
+    /// Formats a row: one line, or more if its last cell is wider than its column.
     fn lines(&self, row: &[String], columns: &[usize], widths: &[usize]) -> String {
         let Some((last, before)) = columns.split_last() else {
             return String::new();
@@ -133,14 +133,14 @@ impl Table {
     }
 }
 
-/// How many characters a line of the terminal has that the result is written to, if it is one.
+/// Width in characters of the terminal on stdout; `None` if stdout is no terminal.
 fn terminal_columns() -> Option<usize> {
     let out = stdout();
     let size = out.is_terminal().then(|| tcgetwinsize(&out).ok())??;
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
-/// A text in lines of so many characters, broken between words; a word that is longer stands as it is.
+/// Wraps a text between words into lines of at most `room` characters. A longer word is not broken.
 fn broken(text: &str, room: usize) -> Vec<String> {
     if width(text) <= room {
         return vec![text.to_owned()];
@@ -158,7 +158,7 @@ fn broken(text: &str, room: usize) -> Vec<String> {
     lines
 }
 
-/// One thing as a list of its fields; those without a value are left out.
+/// Formats a list of fields, one per line. Fields without a value are left out.
 pub(crate) fn fields(fields: &[(&str, Option<String>)]) -> String {
     let present = || {
         let with_value =
@@ -171,7 +171,7 @@ pub(crate) fn fields(fields: &[(&str, Option<String>)]) -> String {
         .collect()
 }
 
-/// Columns a text takes; what we print is text of single-width characters.
+/// Width of a text in columns. All printed characters have single width.
 fn width(text: &str) -> usize {
     text.chars().count()
 }
