@@ -14,11 +14,11 @@ Examples:
   towpath completions zsh > /usr/share/zsh/site-functions/_towpath
   towpath completions fish > ~/.config/fish/completions/towpath.fish";
 
-/// The shell.
+/// The arguments of `towpath completions`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
-    /// The shell
+    /// Shell to print the script for
     shell: Shell,
     #[command(flatten)]
     pub(crate) output: OutputOption,
@@ -48,7 +48,8 @@ fn script(shell: Shell) -> String {
     String::from_utf8_lossy(&script).into_owned()
 }
 
-/// A command without those below it that are hidden, which a script would offer as it does any other.
+/// A copy of a command without hidden subcommands and arguments, which a script would offer like
+/// all others.
 fn visible(command: &Command) -> Command {
     let inner = command.get_subcommands().filter(|one| !one.is_hide_set());
     let mut shown = Command::new(command.get_name().to_owned())
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
     use clap::ValueEnum;
 
-    /// Every command, with whether it or one above it is hidden.
+    /// Collects every command, and whether it or a command above it is hidden.
     fn names(command: &Command, is_hidden: bool, found: &mut Vec<(String, bool)>) {
         for inner in command.get_subcommands() {
             let is_hidden = is_hidden || inner.is_hide_set();
@@ -88,7 +89,7 @@ mod tests {
             let is_word = |c: char| c.is_ascii_alphanumeric() || c == '-';
             let words: Vec<_> = script.split(|c| !is_word(c)).collect();
             for (name, is_hidden) in &all {
-                // As a word of a description too: none of them has such a name.
+                // This looks at words of descriptions, too: no description contains a hidden name.
                 assert_eq!(
                     words.contains(&name.as_str()),
                     !is_hidden,

@@ -7,9 +7,10 @@
 //!   guest  ────────────────────── moves there, and back ─────────────► guest
 //! ```
 //!
-//! Everything is real but the distance: four daemons, mutual TLS with certificates made on the spot, a
-//! guest that keeps changing its memory. The guest itself is the witness: its heartbeats say how long
-//! it stood still and whether it ever ran twice, and every byte of its memory can be checked.
+//! Only the link is emulated. The four daemons are real, and so are mutual TLS, with certificates
+//! made for the demo, and the guest, which keeps changing its memory. The guest shows the result:
+//! its heartbeats tell how long it stood still and whether it ever ran twice, and every byte of its
+//! memory can be checked.
 
 mod cut;
 mod heartbeat;
@@ -46,51 +47,52 @@ Examples:
   towpath demo --rate 20Mbit --rtt 120ms           a thin, long link
   towpath demo --dirty-rate 20MiB/s --incompressible 100
                                                    a guest that needs post-copy
-  towpath demo --cut 10s --loss 0.5                a link that loses packets and is cut under way
-  towpath demo --guest process                     without KVM
+  towpath demo --cut 10s --loss 0.5                a link with packet loss, cut once per move
+  towpath demo --guest process                     a guest without KVM
   towpath demo -o json --keep ./demo > report.json keep logs, certificates and configurations
 
-It needs no other machine, no configuration and no network; it ends all it starts.
-Exit status 0 only if every page of the guest's memory was right after every move.";
+The demo needs no other machine, no configuration and no network. It stops all it starts.
+It exits with 0 only if every page of the guest's memory was right after every move.";
 
-/// The longest name of a site's sockets.
+/// The longest file name of a site's sockets.
 const LONGEST_SOCKET_NAME: &str = "migrator-service.sock";
 
-/// The demo.
+/// The arguments of `towpath demo`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
     /// Rate of the link between the sites
     #[arg(long, value_name = "RATE", default_value = "100Mbit")]
     rate: Rate,
-    /// Round trip between the sites
+    /// Round-trip time between the sites
     #[arg(long, value_name = "TIME", default_value = "40ms")]
     rtt: Span,
-    /// Part of the packets that the link loses, each way
+    /// Share of packets that the link loses in each direction, 0 to 50
     #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = loss_percent)]
     loss: f64,
-    /// Cut the link for so long when half of the guest's memory has gone, in each move
+    /// Cut the link for this long in each move, once half of the guest's memory has been sent
     #[arg(long, value_name = "TIME")]
     cut: Option<Span>,
-    /// No emulated link: the sites talk over loopback as fast as they can
+    /// Emulate no link: the sites talk over loopback as fast as they can
     #[arg(long, conflicts_with_all = ["rate", "rtt", "loss", "cut"])]
     direct: bool,
-    /// The guest's memory, 8MiB to 256GiB in steps of 2MiB
+    /// Memory of the guest, 8MiB to 256GiB in steps of 2MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
     memory: Size,
-    /// How fast the guest rewrites its memory: pages a second, or a rate such as 2MiB/s
+    /// Rate at which the guest rewrites its memory: pages per second, up to 10000000, or a rate
+    /// such as 2MiB/s
     #[arg(long, value_name = "RATE", default_value = "500")]
     dirty_rate: DirtyRate,
-    /// Share of the guest's pages that do not compress
+    /// Share of the guest's pages that do not compress, 0 to 100
     #[arg(long, value_name = "PERCENT", default_value_t = 25, value_parser = clap::value_parser!(u8).range(0..=100))]
     incompressible: u8,
-    /// What kind of machine the guest is; auto takes KVM where it can be used
+    /// Kind of machine; auto uses KVM where it is available
     #[arg(long, value_name = "KIND", default_value = "auto")]
     guest: Kind,
-    /// Longest pause that is accepted, 1ms to 1m
+    /// Longest pause of the guest to accept, 1ms to 1m
     #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = pause)]
     max_pause: Span,
-    /// Keep logs, certificates and configurations in this new folder
+    /// Folder in which to keep logs, certificates and configurations; it must not exist yet
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
     #[command(flatten)]
@@ -151,7 +153,8 @@ fn finish(options: &Options, folders: Folders, report: &Report) -> Result<(), Fa
     Err(Failure::with(problem, Exit::Failed))
 }
 
-/// Waits for somebody to end the demo: at its terminal, by closing that, or as a service manager does.
+/// Waits for a signal that ends the demo: SIGINT from its terminal, SIGHUP from a terminal that is
+/// closed, or SIGTERM from a service manager.
 async fn interrupted() -> Result<(), Failure> {
     let listen = |kind| {
         let io = |error| Fault::new(Code::Io, format!("listening for signals: {error}"));
@@ -205,10 +208,10 @@ impl Folders {
         })
     }
 
-    /// Leaves the files where they are; where that is.
+    /// Keeps the files, and returns the path of their folder.
     fn keep(self) -> PathBuf {
         if !self.is_kept {
-            // Its path is the parent of what is returned.
+            // The returned folder is inside it, so its own path is not needed.
             let _ = self.temporary.keep();
         }
         self.files

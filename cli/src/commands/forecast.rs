@@ -1,4 +1,4 @@
-//! `towpath forecast`: what a link will carry, and when so many bytes would be through.
+//! `towpath forecast`: what a link will carry, and when a transfer of a given size would finish.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,25 +17,25 @@ use crate::show::{
 
 const EXAMPLES: &str = "\
 Examples:
-  towpath forecast region                       the coming seconds, hours and days
-  towpath forecast region --bytes 40GiB         when 40 GiB would be through
+  towpath forecast region                       show the coming seconds, hours and days
+  towpath forecast region --bytes 40GiB         show when 40 GiB would have been sent
   towpath forecast region --at 2026-12-01T02:00:00Z
   towpath forecast region --at +6h --bytes 40GiB
-  towpath forecast region --direction receive   what it will be able to send to us";
+  towpath forecast region --direction receive   show what the peer will be able to send to us";
 
-/// Of what.
+/// The arguments of `towpath forecast`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
-    /// The peer's site
+    /// Site of the peer
     peer: Name,
-    /// For one moment: RFC 3339 as in 2026-12-01T02:00:00Z, or from now as in +6h
+    /// Moment to forecast, within seven days: 2026-12-01T02:00:00Z (RFC 3339), or +6h from now
     #[arg(long, value_name = "TIME")]
     at: Option<At>,
-    /// When so many bytes would be through if sending began now, or at --at, as in 40GiB
+    /// Size of a transfer that begins now or at --at, such as 40GiB: show when it would finish
     #[arg(long, value_name = "SIZE")]
     bytes: Option<Size>,
-    /// Which way
+    /// Direction of the traffic
     #[arg(long, value_enum, value_name = "WAY", default_value_t = Direction::Send)]
     direction: Direction,
     #[command(flatten)]
@@ -44,12 +44,12 @@ pub(crate) struct Options {
     pub(crate) output: OutputOption,
 }
 
-/// Which way bytes go.
+/// Direction of the traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Direction {
     /// From here to the peer
     Send,
-    /// From the peer to here, as it says what its path carries
+    /// From the peer to here, as the peer reports it
     Receive,
 }
 
@@ -62,7 +62,7 @@ impl Direction {
     }
 }
 
-/// A moment, or how long until then.
+/// A moment, absolute or from now.
 #[derive(Debug, Clone, Copy)]
 enum At {
     Moment(SystemTime),
@@ -96,7 +96,7 @@ impl At {
     }
 }
 
-/// Does what was asked for.
+/// Shows a forecast.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     block_on(forecast(options))?
 }
@@ -171,7 +171,7 @@ fn row(view: &ForecastView) -> [String; 8] {
     ]
 }
 
-/// How far ahead, as people say it; a moment that was asked for is some number of seconds away.
+/// Formats a horizon for people. The horizon of `--at` is a number of seconds, such as `35279s`.
 fn horizon(text: &str) -> String {
     let seconds = text.strip_suffix('s').and_then(|count| count.parse().ok());
     match seconds {
@@ -243,7 +243,7 @@ mod tests {
             confidence: "low".to_owned(),
             age_seconds: 1,
         });
-        // What is known under another cap says nothing of the one that holds now.
+        // What was learnt under another cap does not apply to the current cap.
         let text = table(&document);
         assert!(text.contains("not known yet"), "{text}");
         document.through_is_known = Some(true);

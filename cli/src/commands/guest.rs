@@ -28,44 +28,44 @@ use crate::show::{self, Format, Table, bytes, escape, fields, or_dash};
 /// Bytes of a page of guest memory.
 const PAGE_BYTES: u64 = 4096;
 
-/// Pages that a guest rewrites each second.
+/// Pages that a guest rewrites each second, by default.
 const DIRTY_RATE_DEFAULT: u64 = 500;
 
-/// Share of a guest's pages that do not compress, in percent.
+/// Share of a guest's pages that do not compress, in percent, by default.
 const INCOMPRESSIBLE_DEFAULT: u8 = 25;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
-  towpath guest start till-7                        makes a guest, or boots it again
-  towpath guest ls                                  those of this host
-  towpath guest stop till-7                         ends it, and forgets it";
+  towpath guest start till-7                        create and run a guest, or boot it again
+  towpath guest ls                                  list the guests of this host
+  towpath guest stop till-7                         stop it and forget it";
 
 const START_EXAMPLES: &str = "\
 Examples:
-  towpath guest start till-7                        256 MiB, or an old guest again
+  towpath guest start till-7                        run a guest with 256 MiB, or boot it again
   towpath guest start till-8 --memory 1GiB --dirty-rate 2MiB/s
-  towpath guest start till-9 --kind process         without KVM
-  towpath guest start till-5 --give-up              its source is gone for good, with memory it needs";
+  towpath guest start till-9 --kind process         run a guest without KVM
+  towpath guest start till-5 --give-up              boot without memory that its source has lost";
 
 const LS_EXAMPLES: &str = "\
 Examples:
-  towpath guest ls                                  in a table
-  towpath guest ls -o json                          with all that is known of each";
+  towpath guest ls                                  list the guests of this host
+  towpath guest ls -o json                          list them as JSON, with every field";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
-  towpath guest show till-7                         where it stands, and its console
-  towpath guest show till-7 -o json                 the same for programs";
+  towpath guest show till-7                         show its state, load and console file
+  towpath guest show till-7 -o json                 show the same as JSON";
 
 const STOP_EXAMPLES: &str = "\
 Examples:
-  towpath guest stop till-7                         ends it: its memory is gone
-  towpath guest stop till-5                         or forgets the record of one that has moved";
+  towpath guest stop till-7                         stop a guest; its memory is lost
+  towpath guest stop till-5                         forget the record of a guest that has moved";
 
-/// What is to be done with guests.
+/// The subcommands of `towpath guest`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a guest and run it, or boot one that stopped or crashed.
+    /// Create and run a guest, or boot one that stopped or crashed.
     #[command(after_help = START_EXAMPLES)]
     Start(StartOptions),
     /// List the guests of this host.
@@ -74,22 +74,22 @@ pub(crate) enum Command {
     /// Show one guest.
     #[command(after_help = SHOW_EXAMPLES)]
     Show(OneOptions),
-    /// End a guest and forget it.
+    /// Stop a guest and forget it.
     #[command(after_help = STOP_EXAMPLES)]
     Stop(OneOptions),
 }
 
-/// The guest to start.
+/// The arguments of `towpath guest start`.
 #[derive(Debug, Args)]
 pub(crate) struct StartOptions {
-    /// Its name
+    /// Name of the guest
     name: Name,
-    /// Its memory, 8MiB to 256GiB in steps of 2MiB [default: 256MiB]
+    /// Memory of the guest, 8MiB to 256GiB in steps of 2MiB [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     memory: Option<Size>,
     #[command(flatten)]
     load: LoadOptions,
-    /// Boot a guest that waits for memory which its source will never send: what has not come is lost
+    /// Boot a guest that waits for memory its source will never send; the missing memory is lost
     #[arg(long, conflicts_with_all = ["memory", "kind", "dirty_rate", "working_set", "incompressible", "heartbeat"])]
     give_up: bool,
     #[command(flatten)]
@@ -98,29 +98,29 @@ pub(crate) struct StartOptions {
     output: OutputOption,
 }
 
-/// What kind of machine a guest is, and how it changes its memory.
+/// The kind of a guest, and how it changes its memory.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LoadOptions {
-    /// What kind of machine it is; auto takes KVM where it can be used [default: auto]
+    /// Kind of machine; auto uses KVM where it is available [default: auto]
     #[arg(long, value_name = "KIND")]
     kind: Option<Kind>,
-    /// How fast it rewrites its memory: pages a second, or a rate such as 2MiB/s; at most 10000000 pages
-    /// [default: 500]
+    /// Rate at which the guest rewrites its memory: pages per second, up to 10000000, or a rate
+    /// such as 2MiB/s [default: 500]
     #[arg(long, value_name = "RATE")]
     dirty_rate: Option<DirtyRate>,
-    /// The part of its memory that it rewrites, in whole pages of 4KiB; at most all but its first
-    /// 4MiB, which is the default
+    /// Size of the memory that the guest rewrites, in whole pages of 4KiB [default and maximum: all
+    /// but the first 4MiB]
     #[arg(long, value_name = "SIZE")]
     working_set: Option<Size>,
-    /// Share of its pages that do not compress, 0 to 100 [default: 25]
+    /// Share of the guest's pages that do not compress, 0 to 100 [default: 25]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     incompressible: Option<u8>,
-    /// Time between two heartbeats on its console, 500us to 1s [default: 2ms]
+    /// Time between two heartbeats on the guest's console, 500us to 1s [default: 2ms]
     #[arg(long, value_name = "TIME", value_parser = heartbeat)]
     heartbeat: Option<Span>,
 }
 
-/// Memory that a guest can have.
+/// Parses the size of a guest's memory.
 pub(crate) fn memory(text: &str) -> Result<Size, Fault> {
     let size: Size = text.parse()?;
     let is_step = size.bytes().is_multiple_of(MEMORY_STEP_BYTES);
@@ -133,19 +133,19 @@ pub(crate) fn memory(text: &str) -> Result<Size, Fault> {
     Err(Fault::new(Code::Usage, why))
 }
 
-/// A time that can lie between two heartbeats.
+/// Parses the time between two heartbeats.
 fn heartbeat(text: &str) -> Result<Span, Fault> {
     let [least, most] = [HEARTBEAT_INTERVAL_US_MIN, HEARTBEAT_INTERVAL_US_MAX]
         .map(|us| Duration::from_micros(us.into()));
     span_within(text, least..=most)
 }
 
-/// A span in whole microseconds.
+/// A span in whole microseconds, `u32::MAX` at most.
 fn micros(span: Span) -> u32 {
     u32::try_from(span.duration().as_micros()).unwrap_or(u32::MAX)
 }
 
-/// What kind of machine a guest is.
+/// The kind of machine of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
     // KVM where it can be used, else a process.
@@ -166,7 +166,7 @@ impl From<Kind> for GuestKind {
     }
 }
 
-/// Pages rewritten each second.
+/// Pages that a guest rewrites each second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DirtyRate(pub(crate) u64);
 
@@ -193,7 +193,7 @@ impl FromStr for DirtyRate {
     }
 }
 
-/// How the list is to be written.
+/// The arguments of `towpath guest ls`.
 #[derive(Debug, Args)]
 pub(crate) struct ListOptions {
     #[command(flatten)]
@@ -202,10 +202,10 @@ pub(crate) struct ListOptions {
     output: OutputOption,
 }
 
-/// One guest.
+/// The arguments of commands for one guest.
 #[derive(Debug, Args)]
 pub(crate) struct OneOptions {
-    /// Its name
+    /// Name of the guest
     name: Name,
     #[command(flatten)]
     socket: MigratorSocket,
@@ -224,7 +224,7 @@ impl Command {
 }
 
 impl LoadOptions {
-    /// The request for a guest of this kind and load.
+    /// Builds the request for a guest of this kind and load.
     pub(crate) fn request(&self, name: Name, memory: Size) -> Result<GuestRequest, Failure> {
         let request = GuestRequest {
             name,
@@ -239,7 +239,7 @@ impl LoadOptions {
         Ok(request)
     }
 
-    /// The first option that wants another guest than this one is.
+    /// The first option that differs from what the guest was made with.
     fn differs_from(&self, guest: &GuestView) -> Option<&'static str> {
         let is_other_kind = |kind: Kind| kind != Kind::Auto && GuestKind::from(kind) != guest.kind;
         let set = guest.working_set_bytes;
@@ -270,7 +270,7 @@ impl LoadOptions {
     }
 }
 
-/// Does what was asked for.
+/// Runs a subcommand.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     block_on(async {
         match command {
@@ -322,16 +322,16 @@ async fn start(options: &StartOptions) -> Result<(), Failure> {
     })
 }
 
-/// A guest that was started.
+/// The document `towpath.v1.guest` of a guest that was started.
 #[derive(Debug, Serialize)]
 struct Started {
-    /// Whether there was none of its name before.
+    /// Whether the guest is new. Otherwise it existed and was booted again.
     made: bool,
     #[serde(flatten)]
     guest: GuestView,
 }
 
-/// Whether a guest of ours lies there and could be booted again.
+/// Whether this host owns the guest and can boot it.
 fn can_boot(guest: &GuestView) -> bool {
     guest.ownership == Ownership::Owned
         && matches!(
@@ -341,7 +341,7 @@ fn can_boot(guest: &GuestView) -> bool {
 }
 
 impl StartOptions {
-    /// The first option that wants another guest than this one is.
+    /// The first option that differs from what the guest was made with.
     fn differs_from(&self, guest: &GuestView) -> Option<&'static str> {
         let is_other = self
             .memory
@@ -351,7 +351,7 @@ impl StartOptions {
     }
 }
 
-/// A guest that is booted again is the one it was.
+/// The refusal to boot a guest with an option it was not made with.
 fn is_another(guest: &GuestView, option: &str) -> Problem {
     let (name, state) = (&guest.name, word(&guest.state));
     let cause = format!("{name} is {state} here, and {option} is not what it was made with");
@@ -382,7 +382,7 @@ fn exists(guest: &GuestView) -> Problem {
                  migration cancel {name}` at its source ends that"
             ))
         }
-        // Nothing is to be done with it before somebody has looked.
+        // The usual remedy of the code stays: an operator has to look at the guest first.
         (GuestState::Quarantined, _) => {
             Problem::new(Code::GuestExists, format!("{name} is quarantined here"))
         }
@@ -456,11 +456,12 @@ async fn stop(options: &OneOptions) -> Result<(), Failure> {
     })
 }
 
-/// Lines of a console's end that are shown of a guest that crashed, and most bytes that they are looked for in.
+/// How many last lines of a crashed guest's console are shown, and how many last bytes are read to
+/// find them.
 const TAIL_LINE_COUNT: usize = 8;
 const TAIL_BYTES: u64 = 4096;
 
-/// What a guest that crashed said last, if whoever asks may read it.
+/// The last lines on the console of a crashed guest, if this user may read the file.
 fn last_words(guest: &GuestView) -> Option<String> {
     let path = guest.console.as_ref()?;
     if guest.state != GuestState::Crashed {
@@ -526,7 +527,7 @@ fn guest_fields(guest: &GuestView) -> String {
     ])
 }
 
-/// A plain state as its one word in documents.
+/// The word that documents use for a value of an enum without fields.
 pub(crate) fn word<T: Serialize>(value: &T) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,

@@ -1,4 +1,5 @@
-//! `towpath guest-process`: one guest. The migrator starts it; nothing may be opened before it runs.
+//! `towpath guest-process`: one guest, started by the migrator. [`towpath_guest::run`] closes all
+//! inherited files, so the command may open none before it calls that.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,23 +10,23 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::failure::Failure;
 
-/// The guest.
+/// The arguments of `towpath guest-process`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The guest's folder
+    /// Folder of the guest
     #[arg(long, value_name = "FOLDER", required_unless_present = "probe")]
     dir: Option<PathBuf>,
-    /// The guest comes from elsewhere: it does not run before its state was loaded
+    /// Wait for the guest's state from another host before the guest runs
     #[arg(long)]
     incoming: bool,
-    /// Say what this host offers to guests, and be none
+    /// Print what this host offers to guests, and exit
     #[arg(long, hide = true, conflicts_with_all = ["dir", "incoming"])]
     probe: bool,
 }
 
-/// Is the guest's process.
+/// Runs the guest in this process until it ends, or probes the host.
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    // Without a folder it was asked to look at the host: the arguments allow nothing else.
+    // The folder may be missing only with `--probe`.
     let Some(folder) = options.dir else {
         return probe();
     };
@@ -36,7 +37,8 @@ pub(crate) fn run(options: Options) -> Result<(), Failure> {
     Ok(towpath_guest::run(&options)?)
 }
 
-/// Says one line for each thing a guest may need: its name, and `ready` or `fault CODE detail`.
+/// Prints one line for each capability a guest may need: its name, and `ready` or
+/// `fault CODE detail`.
 fn probe() -> Result<(), Failure> {
     let mut output = std::io::stdout().lock();
     for capability in towpath_guest::probe() {

@@ -38,11 +38,11 @@ const EXIT_STATUSES: [(u8, &str); 9] = [
     (130, "interrupted; a move goes on"),
 ];
 
-/// Where to.
+/// The arguments of `towpath man`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
-    /// The folder, made if it is missing; pages of the same names are replaced
+    /// Folder to write to, created if it is missing; pages of the same names are replaced
     #[arg(value_name = "DIR")]
     folder: PathBuf,
     #[command(flatten)]
@@ -52,11 +52,11 @@ pub(crate) struct Options {
 /// The document `towpath.v1.man`.
 #[derive(Debug, Serialize)]
 struct View {
-    /// The files that were written.
+    /// The files written.
     pages: Vec<PathBuf>,
 }
 
-/// Writes the pages.
+/// Writes the pages of all visible commands.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let folder = &options.folder;
     let mut command = Arguments::command();
@@ -68,7 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         let detail = format!("manual pages in {}: {error}", folder.display());
         Failure::from(Fault::new(Code::Io, detail))
     })?;
-    // Whoever asked for pages sees them where they were to be.
+    // As text, the command prints nothing: the pages are where they were asked for.
     show::show(options.output.format, "man", &View { pages }, String::new)
 }
 
@@ -94,7 +94,7 @@ fn name(command: &Command) -> &str {
         .unwrap_or_else(|| command.get_name())
 }
 
-/// A command's page; `parent` is the page of the command that it is one of.
+/// The page of a command. `parent` names the page of the command of which it is a subcommand.
 fn page(command: &Command, parent: Option<&str>) -> io::Result<Vec<u8>> {
     let man = Man::new(command.clone())
         .source(concat!("towpath ", env!("CARGO_PKG_VERSION")))
@@ -119,11 +119,11 @@ fn page(command: &Command, parent: Option<&str>) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// What stands below a command's help: lines that are set in are commands, and stay as they are.
+/// Converts the text below a command's help. Indented lines are commands and keep their layout.
 fn after_help(help: &str) -> String {
     let mut text = String::new();
     let mut has_notes = false;
-    // The statuses have a section of their own.
+    // The exit statuses have a section of their own.
     let paragraphs = help
         .split("\n\n")
         .filter(|part| !part.is_empty() && !part.starts_with("Exit status"));
@@ -165,7 +165,7 @@ fn exit_statuses() -> String {
     text
 }
 
-/// The variables that a command reads.
+/// The section on the environment variables that a command reads.
 fn environment(command: &Command) -> String {
     let mut text = ".SH ENVIRONMENT\n".to_owned();
     for option in command.get_arguments().filter(|one| !one.is_hide_set()) {
@@ -178,7 +178,7 @@ fn environment(command: &Command) -> String {
     text
 }
 
-/// The files that a command reaches for if nobody names others.
+/// The section on the files that a command uses by default; empty if there are none.
 fn files(command: &Command) -> String {
     let mut text = String::new();
     for option in command.get_arguments().filter(|one| !one.is_hide_set()) {
@@ -198,7 +198,7 @@ fn files(command: &Command) -> String {
 
 fn see_also(parent: &str) -> String {
     let mut text = ".SH SEE ALSO\n".to_owned();
-    // A String takes all that is written to it.
+    // Writing to a String cannot fail.
     let _ = write!(text, "\\fB{}\\fR(1)", escaped(parent));
     if parent != "towpath" {
         text.push_str(", \\fBtowpath\\fR(1)");
@@ -211,7 +211,7 @@ fn item(term: &str, meaning: &str) -> String {
     format!(".TP\n\\fB{}\\fR\n{}\n", escaped(term), escaped(meaning))
 }
 
-/// A line that roff shows as it is.
+/// Escapes a line so that roff shows it as it is.
 fn escaped(line: &str) -> String {
     let plain = line
         .replace('\\', "\\e")
@@ -281,7 +281,7 @@ mod tests {
             "{migrate}"
         );
         assert!(migrate.contains("\\fBTOWPATH_SOCKET\\fR\n"), "{migrate}");
-        assert!(migrate.contains(".SH NOTES\nCtrl\\-C lets go"), "{migrate}");
+        assert!(migrate.contains(".SH NOTES\nCtrl\\-C ends"), "{migrate}");
         assert!(page("towpath-guest-start.1").contains("\\fBtowpath\\-guest\\fR(1)"));
     }
 

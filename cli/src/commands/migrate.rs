@@ -18,30 +18,30 @@ use crate::show;
 
 const EXAMPLES: &str = "\
 Examples:
-  towpath migrate till-7 region                      rounds, then post-copy if it must be
-  towpath migrate till-7 region --max-pause 50ms     with a shorter pause
-  towpath migrate till-7 region --mode pre           stay rather than use post-copy
+  towpath migrate till-7 region                      rounds of pre-copy, post-copy if needed
+  towpath migrate till-7 region --max-pause 50ms     allow only a shorter pause
+  towpath migrate till-7 region --mode pre           stay here if rounds do not suffice
   towpath migrate till-7 region --rate 20Mbit        leave room on the link
   towpath migrate till-7 region --detach             return at once
 
-Ctrl-C lets go of the move and does not stop it; `towpath migration cancel` does.";
+Ctrl-C ends the command but not the move; `towpath migration cancel` ends the move.";
 
-/// The move to make.
+/// The arguments of `towpath migrate`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
-    /// The guest
+    /// Name of the guest
     guest: Name,
-    /// The site it is to move to
+    /// Site to move the guest to
     site: Name,
-    /// Which stages may be used: rounds while they help and then post-copy (auto), rounds only (pre), or
-    /// post-copy at once (post)
+    /// Stages the move may use: rounds of pre-copy while they help, then post-copy (auto); rounds
+    /// only (pre); post-copy at once (post)
     #[arg(long, value_name = "MODE", default_value = "auto")]
     mode: Mode,
-    /// Longest pause that is accepted, 1ms to 1m
+    /// Longest pause of the guest to accept, 1ms to 1m
     #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = pause)]
     max_pause: Span,
-    /// Most that the move takes of the link, such as 20Mbit [default: what it carries]
+    /// Cap on the rate of the move, such as 20Mbit [default: what the link carries]
     #[arg(long, value_name = "RATE")]
     rate: Option<Rate>,
     /// Return at once; the move goes on
@@ -56,7 +56,7 @@ pub(crate) struct Options {
     pub(crate) output: OutputOption,
 }
 
-/// A pause that can be asked for.
+/// Parses the longest pause to accept, 1 ms to [`PAUSE_MS_MAX`].
 pub(crate) fn pause(text: &str) -> Result<Span, Fault> {
     let most = Duration::from_millis(PAUSE_MS_MAX.into());
     span_within(text, Duration::from_millis(1)..=most)
@@ -83,7 +83,7 @@ impl From<Mode> for MigrationMode {
     }
 }
 
-/// Does what was asked for.
+/// Moves a guest, and follows the move unless told to detach.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     block_on(migrate(options))?
 }

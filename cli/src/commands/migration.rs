@@ -19,52 +19,52 @@ use crate::show::{
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
-  towpath migration ls                              those under way, and the last that ended
-  towpath migration watch                           follow the one under way
-  towpath migration show till-7                     what the plan decided for a guest, and why
+  towpath migration ls                              list moves under way and the last that ended
+  towpath migration watch                           follow the move under way
+  towpath migration show till-7                     show what the plan decided for a guest
 
-`towpath migrate` begins one.";
+`towpath migrate` begins a move.";
 
 const LS_EXAMPLES: &str = "\
 Examples:
-  towpath migration ls                              those under way, and the last that ended
-  towpath migration ls -o json                      with all that is known of each";
+  towpath migration ls                              list moves under way and the last that ended
+  towpath migration ls -o json                      list them as JSON, with every field";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
-  towpath migration show                            the one under way, or the last one
-  towpath migration show till-7                     that of a guest
-  towpath migration show 3f9a                       the one whose id begins so";
+  towpath migration show                            show the move under way, or the last one
+  towpath migration show till-7                     show the move of a guest
+  towpath migration show 3f9a                       show the move with an id that begins so";
 
 const WATCH_EXAMPLES: &str = "\
 Examples:
-  towpath migration watch                           the one under way
-  towpath migration watch till-7 --timeout 10m      and no longer than that
-  towpath migration watch -o json                   a document a line, with every change";
+  towpath migration watch                           follow the move under way
+  towpath migration watch till-7 --timeout 10m      follow a guest's move for 10 minutes at most
+  towpath migration watch -o json                   print every change as a line of JSON";
 
 const CANCEL_EXAMPLES: &str = "\
 Examples:
-  towpath migration cancel                          the only one under way
-  towpath migration cancel till-7                   that of a guest";
+  towpath migration cancel                          cancel the only move under way
+  towpath migration cancel till-7                   cancel the move of a guest";
 
-/// What is to be done with moves.
+/// The subcommands of `towpath migration`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the moves this host takes or took part in, newest first.
     #[command(after_help = LS_EXAMPLES)]
     Ls(ListOptions),
-    /// Show one move, with what the plan decided and why.
+    /// Show one move, with the decisions of its plan and their reasons.
     #[command(after_help = SHOW_EXAMPLES)]
     Show(OneOptions),
-    /// Follow a move to its end; Ctrl-C lets go of it and does not stop it.
+    /// Follow a move to its end; Ctrl-C ends the command but not the move.
     #[command(after_help = WATCH_EXAMPLES)]
     Watch(WatchOptions),
-    /// End a move before its guest is handed over; the guest stays where it is.
+    /// Cancel a move before its guest is handed over; the guest stays where it is.
     #[command(after_help = CANCEL_EXAMPLES)]
     Cancel(OneOptions),
 }
 
-/// How the list is to be written.
+/// The arguments of `towpath migration ls`.
 #[derive(Debug, Args)]
 pub(crate) struct ListOptions {
     #[command(flatten)]
@@ -73,11 +73,11 @@ pub(crate) struct ListOptions {
     output: OutputOption,
 }
 
-/// One move.
+/// The arguments of commands for one move.
 #[derive(Debug, Args)]
 pub(crate) struct OneOptions {
-    /// Its id, as much of that as tells it from others, or its guest [default: the one under way; to show or
-    /// watch, the last one where none is]
+    /// Id of the move, a unique prefix of it, or the name of its guest [default: the move under
+    /// way; for show and watch, else the last one]
     #[arg(value_name = "ID|GUEST")]
     id: Option<Name>,
     #[command(flatten)]
@@ -86,12 +86,12 @@ pub(crate) struct OneOptions {
     output: OutputOption,
 }
 
-/// The move to follow.
+/// The arguments of `towpath migration watch`.
 #[derive(Debug, Args)]
 pub(crate) struct WatchOptions {
     #[command(flatten)]
     one: OneOptions,
-    /// Stop waiting after this time
+    /// Stop waiting after this time; the move goes on
     #[arg(long, value_name = "TIME")]
     timeout: Option<Span>,
 }
@@ -106,7 +106,7 @@ impl Command {
     }
 }
 
-/// Does what was asked for.
+/// Runs a subcommand.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     block_on(async {
         match command {
@@ -171,7 +171,7 @@ async fn watch(options: &WatchOptions) -> Result<(), Failure> {
     outcome(&view)
 }
 
-/// Writes every change as a line of JSON.
+/// Prints every change as a line of JSON.
 struct Lines;
 
 impl Observer for Lines {
@@ -193,12 +193,12 @@ async fn cancel(options: &OneOptions) -> Result<(), Failure> {
     })
 }
 
-/// What is wanted of a move.
+/// What the operator wants of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
-    /// To see it: one that is over will do.
+    /// To look at it: a finished move will do.
     Look,
-    /// To end it: nothing is guessed.
+    /// To end it: an ambiguous request is refused.
     End,
 }
 
@@ -210,7 +210,8 @@ async fn find(client: &Client, asked: Option<&Name>, wish: Wish) -> Result<Migra
     Ok(pick(&list.migrations, asked, wish)?.id)
 }
 
-/// The move that is meant, of those of a host from the newest on: the one under way, or the last one.
+/// Picks the move that is meant: the one under way, or the last one. `moves` are those of this
+/// host, newest first.
 fn pick<'a>(
     moves: &'a [MigrationView],
     asked: Option<&Name>,
@@ -220,7 +221,8 @@ fn pick<'a>(
     let is_open = |view: &&&MigrationView| !view.phase.is_finished();
     let is_ours = |view: &&&MigrationView| view.role == Role::Source;
     let open: Vec<_> = meant.iter().filter(is_open).copied().collect();
-    // Others are ended where they come from, which is said of them.
+    // A move towards this host is cancelled at its source. It is picked only if there is no other,
+    // and the migrator's refusal says so.
     let ours: Vec<_> = open.iter().filter(is_ours).copied().collect();
     let open = match (wish, ours.is_empty()) {
         (Wish::End, false) => ours,
@@ -240,7 +242,8 @@ fn pick<'a>(
     }
 }
 
-/// The moves that a word may mean: those of a guest, or the one whose id begins so.
+/// The moves that `asked` may mean: all those of a guest, or the one with an id that begins so.
+/// Without it, all moves.
 fn meant<'a>(
     moves: &'a [MigrationView],
     asked: Option<&Name>,
@@ -274,7 +277,7 @@ fn several(moves: &[&MigrationView]) -> Problem {
     Problem::new(Code::Usage, cause).remedy("name the id or the guest of one")
 }
 
-/// What came of a move.
+/// The result of a move, for people.
 pub(crate) fn report(view: &MigrationView) -> String {
     fields(&report_fields(view))
 }
@@ -369,7 +372,7 @@ mod tests {
         MigrationView::begun((MigrationId(id << 96), guest), role, sites, phase)
     }
 
-    /// The number of the move that is picked, or the code of the refusal.
+    /// The leading digits of the id of the move that is picked, or the code of the refusal.
     fn picked(moves: &[MigrationView], asked: Option<&str>, wish: Wish) -> Result<u128, Code> {
         let asked = asked.map(|word| word.parse().unwrap());
         let picked = pick(moves, asked.as_ref(), wish);
@@ -395,7 +398,7 @@ mod tests {
             assert_eq!(picked(&moves, Some("00000ab"), wish), Err(Code::Usage));
             assert_eq!(picked(&moves, Some("x"), wish), Err(Code::NotFound));
             assert_eq!(picked(&[], None, wish), Err(Code::NotFound));
-            // Its host says why it is not ended there.
+            // The migrator says why it cannot be cancelled here.
             assert_eq!(picked(&moves[2..], None, wish), Ok(0xcd3));
             assert_eq!(picked(&moves, Some("a"), wish), Ok(0xef4));
         }

@@ -1,4 +1,4 @@
-//! `towpath migrator`: the daemon that keeps this host's guests and moves them.
+//! `towpath migrator`: the daemon that runs this host's guests and moves them.
 
 use std::path::Path;
 
@@ -21,10 +21,10 @@ Examples:
   towpath migrator run --config /etc/towpath/migrator.toml
   towpath migrator run --config ./edge.toml --log info,towpath_migrator=debug";
 
-/// What is to be done with the migrator.
+/// The subcommands of `towpath migrator`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the migrator daemon until SIGTERM or SIGINT; its guests go on without it.
+    /// Run the migrator daemon until SIGTERM or SIGINT; its guests keep running.
     #[command(after_help = RUN_EXAMPLES)]
     Run(DaemonOptions),
 }
@@ -36,7 +36,7 @@ impl Command {
     }
 }
 
-/// Does what was asked for.
+/// Runs a subcommand.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let Command::Run(options) = command;
     let file = &options.config;

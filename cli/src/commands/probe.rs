@@ -1,4 +1,4 @@
-//! `towpath tunnel probe`: what the way to a peer carries, measured at a stated price.
+//! `towpath tunnel probe`: measures what the path to a peer carries, within a budget of bytes.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -21,29 +21,29 @@ use crate::show::{self, bits_per_second, bytes, escape, fields, milliseconds};
 
 const EXAMPLES: &str = "\
 Examples:
-  towpath tunnel probe region                    send 4 MiB, in the class that gives way to all others
-  towpath tunnel probe region --bytes 64MiB      enough to fill a fast path
+  towpath tunnel probe region                    send up to 4 MiB, giving way to other traffic
+  towpath tunnel probe region --bytes 64MiB      send enough to fill a fast path
   towpath tunnel probe region --time 2s -o json
 
-The peer has to allow it, in its tunnel's configuration:
+The peer must allow probes in the configuration of its tunnel:
   [[services]]
   name = \"bench\"
   socket = \"builtin:bench\"
   allow = [\"edge\"]";
 
-/// Time between two looks at how far it is.
+/// Time between two updates of the progress line.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
-/// What is to be measured.
+/// The arguments of `towpath tunnel probe`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
-    /// The peer's site
+    /// Site of the peer
     peer: Name,
-    /// Most bytes to send, 64KiB to 1GiB
+    /// Budget of bytes to send, 64KiB to 1GiB
     #[arg(long, value_name = "SIZE", default_value_t = BYTES_DEFAULT)]
     bytes: Size,
-    /// How long to send at most, up to 30s
+    /// Longest time to send, up to 30s
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "10s")]
     time: Duration,
     #[command(flatten)]
@@ -60,7 +60,7 @@ fn time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "must be above 0 and at most 30s".to_owned())
 }
 
-/// Does what was asked for.
+/// Probes the path to a peer.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     block_on(probe(options))?
 }
@@ -71,7 +71,7 @@ async fn probe(options: &Options) -> Result<(), Failure> {
         time_ms: u64::try_from(options.time.as_millis())
             .map_err(|_| Fault::new(Code::Usage, "the time is too long"))?,
     };
-    // The answer comes when all is measured.
+    // The tunnel answers when the measurement is over.
     let wait = options.time + 2 * ANSWER_WAIT + TIME_DEFAULT;
     let client = options.tunnel_socket.client().timeout(wait);
     let path = format!("/v1/probe/{}", options.peer);
@@ -88,7 +88,7 @@ async fn probe(options: &Options) -> Result<(), Failure> {
     })
 }
 
-/// Shows, where somebody watches, how long it still lasts at most and at what rate bytes go.
+/// Shows on a terminal how long the probe lasts at most, and its rate. Never returns.
 async fn show_meanwhile(options: &Options) -> Infallible {
     let line = LiveLine::new();
     if !line.is_watched() {
@@ -98,7 +98,7 @@ async fn show_meanwhile(options: &Options) -> Infallible {
     let begun = Instant::now();
     let what = format!("probe to {}", options.peer);
     loop {
-        // Without an answer the rate is not known for once.
+        // If the tunnel does not answer, this update has no rate.
         let status = client.get::<StatusView>("/status").await.ok();
         let rate = status
             .as_ref()
@@ -110,7 +110,7 @@ async fn show_meanwhile(options: &Options) -> Infallible {
     }
 }
 
-/// What goes to a peer in the class of probes, in bits per second.
+/// The rate sent to a peer in the class of probes (scavenger), in bits per second.
 fn rate_now(status: &StatusView, peer: &Name) -> Option<u64> {
     let link = status
         .links
@@ -123,7 +123,7 @@ fn rate_now(status: &StatusView, peer: &Name) -> Option<u64> {
     Some(class.out_bits_per_second)
 }
 
-/// How far a measurement is: how long it lasts at most, and its rate so far.
+/// Formats the progress of a measurement: how long it lasts at most, and its rate so far.
 pub(crate) fn progress(left: Duration, rate: &str) -> String {
     match left.as_millis().div_ceil(1000) {
         0 => format!("waiting for the peer's word, {rate} so far"),
@@ -131,14 +131,17 @@ pub(crate) fn progress(left: Duration, rate: &str) -> String {
     }
 }
 
-/// [`explained`], for whoever does not wait for anything else.
+/// Blocking form of [`explained`].
 pub(crate) fn of_service(why: impl Into<Failure>, socket: &TunnelSocket, peer: &Name) -> Failure {
     let why = why.into();
     block_on(explained(why, socket, peer)).unwrap_or_else(|failure| failure)
 }
 
-/// A failure of what asks the peer's service `bench`, with what mends it: without a link that is what the tunnel
-/// says of the link, and with one it is the peer's service that does not let this site in, or from which nothing came.
+/// Adds a remedy to the failure of a command that uses the peer's service `bench`.
+///
+/// If the peer is unknown, the remedy lists the known peers. Without a link, it is the tunnel's
+/// remedy for the link. With a link, either the service does not let this site in, or nothing came
+/// from it in time; then the cause also tells the state of the link.
 async fn explained(why: impl Into<Failure>, socket: &TunnelSocket, peer: &Name) -> Failure {
     let failure = why.into();
     let Some(code @ (Code::Denied | Code::Unreachable | Code::NotFound | Code::Stalled)) =
@@ -172,7 +175,7 @@ async fn explained(why: impl Into<Failure>, socket: &TunnelSocket, peer: &Name) 
     }
 }
 
-/// What the link says of a peer from which nothing came in time: how it is, why, and what to do.
+/// Adds the state of the link to the failure, and a remedy, if nothing came from the peer in time.
 fn stalled(
     failure: Failure,
     peer: &Name,
@@ -189,7 +192,7 @@ fn stalled(
     failure.remedy_of(Code::Stalled, remedy.unwrap_or(again))
 }
 
-/// What to do about a peer that does not offer the service.
+/// The remedy for a peer that does not offer the service `bench` to this site.
 fn offer_it(peer: &Name) -> String {
     format!(
         "have the tunnel of {peer} offer it: a [[services]] named bench with socket = \"builtin:bench\" and this \

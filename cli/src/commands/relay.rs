@@ -1,7 +1,8 @@
 //! `towpath relay`: the emulated link of the demo, in a process of its own.
 //!
-//! It says on standard output where its door is, as one line of JSON, and obeys standard input, one
-//! word a line: `cut`, `cut a`, `cut b`, `heal`. It ends when standard input is closed.
+//! It prints the address of its door, to which the near side sends, as one line of JSON on standard
+//! output. It obeys commands on standard input, one per line: `cut`, `cut a`, `cut b`, `heal`. It
+//! ends when standard input is closed.
 
 use std::io::BufRead;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,24 +17,25 @@ use towpath_protocol::rate::Rate;
 use crate::failure::Failure;
 use crate::show;
 
-/// The link.
+/// The arguments of `towpath relay`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Where the far side listens
+    /// Address on which the far side listens
     #[arg(long, value_name = "ADDRESS")]
     to: SocketAddr,
     /// Rate of each direction, headers included
     #[arg(long, value_name = "RATE")]
     rate: Rate,
-    /// Round trip without a queue
+    /// Round-trip time without a queue
     #[arg(long, value_name = "TIME")]
     rtt: Span,
-    /// Part of each direction's packets that is lost
+    /// Share of packets lost in each direction, 0 to 50
     #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = loss_percent)]
     loss: f64,
 }
 
-/// A loss in per cent: links that lose more than half carry nothing worth showing.
+/// Parses a loss in per cent, 0 to 50. A link that loses more than half of the packets carries
+/// nothing worth showing.
 pub(crate) fn loss_percent(text: &str) -> Result<f64, String> {
     let percent = text.trim_end_matches('%').trim().parse();
     let percent = percent
@@ -42,10 +44,10 @@ pub(crate) fn loss_percent(text: &str) -> Result<f64, String> {
     percent.ok_or_else(|| "a loss is 0 to 50 per cent, such as 0.5".to_owned())
 }
 
-/// What a relay says when it is ready.
+/// The document `towpath.v1.relay`, which a relay prints when it is ready.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Ready {
-    /// Where the near side is to send.
+    /// Address to which the near side sends.
     pub(crate) door: SocketAddr,
 }
 

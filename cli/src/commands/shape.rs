@@ -1,4 +1,5 @@
-//! `towpath tunnel shape` and `towpath tunnel service`: caps and shares, changed while the tunnel runs.
+//! `towpath tunnel shape` and `towpath tunnel service`: show and change caps and shares while the
+//! tunnel runs.
 
 use std::collections::BTreeMap;
 
@@ -19,53 +20,54 @@ use crate::show::{self, Table, bits_per_second, bytes, escape, fields, or_dash, 
 
 const SHAPE_EXAMPLES: &str = "\
 Examples:
-  towpath tunnel shape region                                     what holds now
-  towpath tunnel shape region --send-rate 50Mbit                  another cap
-  towpath tunnel shape region --send-rate none
-  towpath tunnel shape region --receive-rate 20Mbit               what it is asked to keep to
+  towpath tunnel shape region                                     show what is in force
+  towpath tunnel shape region --send-rate 50Mbit                  change the cap
+  towpath tunnel shape region --send-rate none                    remove the cap
+  towpath tunnel shape region --receive-rate 20Mbit               ask the peer to keep to a cap
   towpath tunnel shape region --timetable '50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise'
   towpath tunnel shape region --class bulk --weight 3 --cap 20Mbit
   towpath tunnel shape region --class app --floor 10Mbit
 
-It holds at once, and until the tunnel is started again or reads its configuration again (SIGHUP): write
-there what is to last.";
+Changes take effect at once and last until the tunnel restarts or reloads its configuration
+(SIGHUP). To keep them, write them to the configuration file.";
 
 const SERVICE_EXAMPLES: &str = "\
 Examples:
-  towpath tunnel service backup
-  towpath tunnel service backup --cap 20Mbit
-  towpath tunnel service backup --cap none
+  towpath tunnel service backup                 show the service
+  towpath tunnel service backup --cap 20Mbit    change its cap
+  towpath tunnel service backup --cap none      remove its cap
 
-It holds at once, and until the tunnel is started again or reads its configuration again (SIGHUP).";
+Changes take effect at once and last until the tunnel restarts or reloads its configuration
+(SIGHUP). To keep them, write them to the configuration file.";
 
-/// What is to be changed for a peer.
+/// The arguments of `towpath tunnel shape`.
 #[derive(Debug, Args)]
 #[command(after_help = SHAPE_EXAMPLES)]
 pub(crate) struct Options {
-    /// The peer's site
+    /// Site of the peer
     peer: Name,
-    /// Most that is sent to it, counted on the wire, as in 100Mbit; or none
+    /// Cap on the rate sent to the peer, counted on the wire: 100Mbit, or none
     #[arg(long, value_name = "RATE")]
     send_rate: Option<Limit>,
-    /// The same by the time of the week
+    /// Caps on the rate sent to the peer by the time of the week, in place of --send-rate
     #[arg(long, value_name = "WEEK", conflicts_with = "send_rate")]
     timetable: Option<Week>,
-    /// Most that we want it to send to us, as in 100Mbit; or none
+    /// Cap on the rate received, which the peer is asked to keep to: 100Mbit, or none
     #[arg(long, value_name = "RATE")]
     receive_rate: Option<Limit>,
-    /// The same by the time of the week
+    /// Caps on the rate received by the time of the week, in place of --receive-rate
     #[arg(long, value_name = "WEEK", conflicts_with = "receive_rate")]
     receive_timetable: Option<Week>,
-    /// The class whose share is meant
+    /// Class to which --weight, --floor and --cap apply
     #[arg(long, value_name = "CLASS", value_parser = class)]
     class: Option<Class>,
-    /// Its part of what is left, beside the weights of the others: 0 to 1000
+    /// Weight of the class against other classes in sharing spare bandwidth: 0 to 1000
     #[arg(long, value_name = "NUMBER", requires = "class", value_parser = weight())]
     weight: Option<u32>,
-    /// What it gets at least, as in 5Mbit; or none
+    /// Rate guaranteed to the class: 5Mbit, or none
     #[arg(long, value_name = "RATE", requires = "class")]
     floor: Option<Limit>,
-    /// What it gets at most, as in 80Mbit; or none
+    /// Cap on the rate of the class: 80Mbit, or none
     #[arg(long, value_name = "RATE", requires = "class")]
     cap: Option<Limit>,
     #[command(flatten)]
@@ -74,13 +76,13 @@ pub(crate) struct Options {
     pub(crate) output: OutputOption,
 }
 
-/// What is to be changed of a service.
+/// The arguments of `towpath tunnel service`.
 #[derive(Debug, Args)]
 #[command(after_help = SERVICE_EXAMPLES)]
 pub(crate) struct ServiceOptions {
-    /// Its name
+    /// Name of the service
     name: Name,
-    /// Most it sends to all peers together, as in 20Mbit; or none
+    /// Cap on the rate the service sends to all peers together: 20Mbit, or none
     #[arg(long, value_name = "RATE")]
     cap: Option<Limit>,
     #[command(flatten)]
@@ -89,7 +91,7 @@ pub(crate) struct ServiceOptions {
     pub(crate) output: OutputOption,
 }
 
-/// Does what was asked for.
+/// Shows or changes the caps and shares of a peer.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     block_on(shape(options))?
 }
@@ -100,7 +102,7 @@ async fn shape(options: &Options) -> Result<(), Failure> {
     let mut shaping: Shaping = client.get(&path).await?;
     if options.change(&mut shaping)? {
         let shaped = client.post(&path, &shaping).await;
-        // What is wrong with it only the tunnel can tell, which knows the rest.
+        // Only the tunnel can check the change: it knows the other settings.
         let remedy = "change that value, or say it together with what it depends on: see `towpath tunnel shape --help`";
         shaping =
             shaped.map_err(|problem| Failure::from(problem).remedy_of(Code::Usage, remedy))?;
@@ -122,7 +124,7 @@ async fn shape(options: &Options) -> Result<(), Failure> {
     })
 }
 
-/// What of a timetable holds now.
+/// The cap that the timetable sets now; `None` if the tunnel has no such peer.
 fn cap_now(status: &StatusView, peer: &Name) -> Option<CapNow> {
     let mut links = status.links.iter();
     let link = links.find(|link| link.peer == peer.as_str())?;
@@ -132,7 +134,7 @@ fn cap_now(status: &StatusView, peer: &Name) -> Option<CapNow> {
     })
 }
 
-/// The cap of a timetable, and when it is another one.
+/// The cap that a timetable sets now, and when the next one starts.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct CapNow {
     cap_bits_per_second: Option<u64>,
@@ -152,26 +154,26 @@ impl std::fmt::Display for CapNow {
     }
 }
 
-/// What holds for a peer.
+/// The document `towpath.v1.shaping`: the caps and shares of a peer.
 #[derive(Debug, Serialize)]
 struct Shaped<'a> {
     peer: &'a Name,
     #[serde(flatten)]
     shaping: &'a Shaping,
-    /// What of the timetable holds now, where there is one.
+    /// What the timetable sets now, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     now: Option<CapNow>,
-    /// What each class has, by default or because it is said; none for those that go first.
+    /// The weight of each class, set or default; `None` for classes that always go first.
     weights: BTreeMap<Class, Option<u32>>,
 }
 
-/// A class's weight on the command line.
+/// The parser for the weight of a class.
 fn weight() -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(0..=u64::from(WEIGHT_MAX))
 }
 
 impl Options {
-    /// Changes what is to be changed; says whether anything is.
+    /// Applies the options to `shaping`. Returns whether there was anything to apply.
     fn change(&self, shaping: &mut Shaping) -> Result<bool, Failure> {
         if let Some(rate) = self.send_rate {
             (shaping.send_rate, shaping.send_timetable) = (rate.0, None);
@@ -245,7 +247,7 @@ fn table(peer: &Name, shaping: &Shaping, now: Option<CapNow>) -> String {
     text
 }
 
-/// Does what was asked for.
+/// Shows a service or changes its cap.
 pub(crate) fn run_service(options: &ServiceOptions) -> Result<(), Failure> {
     block_on(service(options))?
 }

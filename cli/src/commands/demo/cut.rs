@@ -1,4 +1,4 @@
-//! The cable that is pulled: cuts the emulated link once in a move, and mends it.
+//! Cuts the emulated link once during a move, and restores it.
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
@@ -11,7 +11,7 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::failure::Failure;
 use crate::follow::{LiveLine, Observer};
 
-/// What cuts the link: the relay's standard input, which also keeps it alive.
+/// Cuts the link through the relay's standard input, which also keeps the relay alive.
 #[derive(Debug)]
 pub(super) struct Scissors {
     relay: ChildStdin,
@@ -23,13 +23,14 @@ impl Scissors {
         Self { relay, outage }
     }
 
-    /// Cuts the link and mends it once the move is half way; how long it was cut.
+    /// Cuts the link once the move is half way, restores it after the outage, and returns how long
+    /// it was cut; `None` if the move ended first.
     pub(super) async fn cut_once(
         &mut self,
         half_way: oneshot::Receiver<()>,
     ) -> Result<Option<Span>, Failure> {
         if half_way.await.is_err() {
-            // The move was over before it got there.
+            // The move ended before it was half way.
             return Ok(None);
         }
         self.say("cut\n").await?;
@@ -44,7 +45,7 @@ impl Scissors {
     }
 }
 
-/// Shows a move, and says when it is half way.
+/// Shows the progress of a move, and signals when it is half way.
 #[derive(Debug)]
 pub(super) struct HalfWay<'a> {
     line: &'a mut LiveLine,
@@ -53,7 +54,7 @@ pub(super) struct HalfWay<'a> {
 }
 
 impl<'a> HalfWay<'a> {
-    /// Says so once so many bytes of the guest have gone.
+    /// The receiver is told once `bytes` bytes of guest memory have been sent.
     pub(super) fn new(line: &'a mut LiveLine, bytes: u64) -> (Self, oneshot::Receiver<()>) {
         let (reached, told) = oneshot::channel();
         let half_way = Self {
@@ -70,7 +71,7 @@ impl Observer for HalfWay<'_> {
         if view.raw_bytes >= self.bytes
             && let Some(reached) = self.reached.take()
         {
-            // Nobody listens if nothing is to be cut.
+            // There is no receiver if nothing is to be cut.
             let _ = reached.send(());
         }
         self.line.changed(view)

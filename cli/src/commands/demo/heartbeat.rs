@@ -1,23 +1,24 @@
-//! The guest's heartbeats, as both consoles have them: the witness that the guest never ran twice and
-//! never skipped a beat, and of how long it stood still.
+//! Reads the guest's heartbeats from the consoles at both sites. They show whether the guest ever
+//! ran twice or skipped a beat, and how long it stood still.
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
 
-/// One heartbeat as a console has it: `<monotonic nanoseconds> HB <sequence> <epoch>`.
+/// One heartbeat. Its line on a console is `<monotonic nanoseconds> HB <sequence> <epoch>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Heartbeat {
     pub(super) at_ns: u64,
     pub(super) sequence: u64,
-    /// Which console has it: the site it was printed at. The epoch does not say that: a guest that is
-    /// moved between asking for its epoch and finishing the line prints the old one at the new site.
+    /// Index of the console, and so the site at which it was printed. The epoch does not tell the
+    /// site: a guest that is moved between asking for its epoch and finishing the line prints the
+    /// old epoch at the new site.
     pub(super) console: usize,
 }
 
 impl Heartbeat {
-    /// The heartbeat of a console's line, if it is one.
+    /// Parses a line of a console; `None` if it is no heartbeat.
     fn parse(line: &str, console: usize) -> Option<Self> {
         let mut words = line.split_ascii_whitespace();
         let at_ns = words.next()?.parse().ok()?;
@@ -34,16 +35,16 @@ impl Heartbeat {
     }
 }
 
-/// All heartbeats of some consoles, and what is wrong with them.
+/// A summary of the heartbeats on some consoles, and of what is wrong with them.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub(super) struct Record {
-    /// Different sequence numbers.
+    /// Number of different sequence numbers.
     pub(super) count: u64,
-    /// First number that stands in the consoles twice: the guest ran twice.
+    /// First sequence number that was printed twice: the guest ran twice.
     pub(super) twice: Option<u64>,
-    /// First number that is missing: the guest went back, or lost time.
+    /// First sequence number that is missing: the guest went back, or lost time.
     pub(super) missing: Option<u64>,
-    /// Longest time between two beats at one site; looking at every page holds the guest, too.
+    /// Longest time between two beats at one site. A check of every page holds the guest as well.
     pub(super) longest_gap_ms: f64,
     /// Time between the last beat at one site and the first at the other, move by move.
     #[serde(skip)]
@@ -53,7 +54,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Reads consoles, each with the older half that it was cut from.
+    /// Reads consoles, each with the older half (`.1`) that was split off.
     pub(super) fn read(consoles: &[PathBuf]) -> Result<Self, Fault> {
         let mut beats = Vec::new();
         for (number, console) in consoles.iter().enumerate() {
@@ -66,7 +67,7 @@ impl Record {
         Ok(Self::of(beats))
     }
 
-    /// Looks at heartbeats in whatever order.
+    /// Summarises heartbeats, in any order.
     pub(super) fn of(mut beats: Vec<Heartbeat>) -> Self {
         beats.sort_unstable_by_key(|beat| (beat.sequence, beat.at_ns));
         let mut record = Self {
@@ -97,7 +98,7 @@ impl Record {
         record
     }
 
-    /// Whether the guest ran exactly once, all the time.
+    /// Whether there are heartbeats, none is missing and none was printed twice.
     pub(super) const fn is_whole(&self) -> bool {
         self.count > 0 && self.twice.is_none() && self.missing.is_none()
     }

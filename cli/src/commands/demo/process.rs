@@ -1,7 +1,7 @@
 //! The demo's processes: this same program, started with its standard input as a leash.
 //!
-//! Each child ends, with all it started, when its standard input is closed. So nothing is left behind
-//! even if the demo itself is killed.
+//! Each child ends, with all it started, when its leash is closed. So nothing is left behind even
+//! if the demo itself is killed.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -19,13 +19,14 @@ use towpath_protocol::fault::{Code, Fault};
 use super::report::DaemonReport;
 use crate::failure::Failure;
 
-/// How long a daemon may take to start: certificates are made by then, so it binds and reads files.
+/// How long a child may take to start. Certificates exist by then, so a daemon only reads files and
+/// binds sockets.
 const READY_WAIT: Duration = Duration::from_secs(20);
 
-/// How long a child may take to end once its leash is cut.
+/// How long a child may take to end once its leash is closed. After that it is killed.
 const END_WAIT: Duration = Duration::from_secs(5);
 
-/// Bytes of a log's end that are shown when its process failed.
+/// How many last bytes of a log are searched for the lines to show when its process failed.
 const LOG_TAIL_BYTES: usize = 600;
 
 /// A running child.
@@ -35,12 +36,12 @@ pub(super) struct Process {
     child: Child,
     leash: Option<ChildStdin>,
     log: PathBuf,
-    /// Takes what a daemon tells its service manager, which it complains about if nobody hears it.
+    /// Receives what a daemon tells its service manager. Without it the daemon would log warnings.
     hearing: JoinSet<()>,
 }
 
 impl Process {
-    /// Starts a daemon and waits until it says that it is ready, as it would tell a service manager.
+    /// Starts a daemon and waits until it reports, as to a service manager, that it is ready.
     pub(super) async fn start_daemon(
         name: &str,
         arguments: &[&str],
@@ -82,7 +83,8 @@ impl Process {
         Err(process.failed("did not start in time", None))
     }
 
-    /// Starts a child that says one line on its standard output when it is ready; that line.
+    /// Starts a child that prints one line on its standard output when it is ready. Returns the
+    /// child and that line.
     pub(super) async fn start_and_hear(
         name: &str,
         arguments: &[String],
@@ -128,27 +130,27 @@ impl Process {
         })
     }
 
-    /// Its standard input; it ends once that is closed.
+    /// Takes the child's standard input. The child ends once that is closed.
     pub(super) fn take_leash(&mut self) -> Option<ChildStdin> {
         self.leash.take()
     }
 
-    /// Waits for the child to end although nobody asked it to.
+    /// Waits until the child ends by itself, which is a failure.
     pub(super) async fn ended_early(&mut self) -> Failure {
         let ended = self.child.wait().await;
         self.failed("ended early", ended.ok())
     }
 
-    /// Cuts the leash and waits until the child has ended.
+    /// Closes the leash and waits until the child has ended.
     pub(super) async fn end(mut self) {
         drop(self.leash.take());
         if timeout(END_WAIT, self.child.wait()).await.is_err() {
-            // An error means that it has just ended by itself.
+            // An error means that the child has just ended by itself.
             let _ = self.child.kill().await;
         }
     }
 
-    /// What the child took so far, if it still runs.
+    /// What the child has used so far: peak memory and processor time. `None` if it has ended.
     pub(super) fn taken(&self) -> Option<DaemonReport> {
         let process = self.child.id()?;
         let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
@@ -166,7 +168,7 @@ impl Process {
     fn failed(&self, what: &str, status: Option<ExitStatus>) -> Failure {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL_BYTES)..]);
-        // What the process itself would tell to do does not fit here.
+        // The remedies in the log are not for the user of a demo.
         let lines = tail.lines().map(str::trim);
         let lines: Vec<&str> = lines.filter(|line| !line.starts_with("remedy:")).collect();
         let last = match lines.as_slice() {
@@ -193,7 +195,7 @@ fn own_program() -> Result<Command, Failure> {
 /// Processor time of a process, user and system (proc(5): fields 14 and 15 of `stat`).
 fn processor_ms(process: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name in brackets may hold blanks; behind it the third field comes first.
+    // The name in brackets may contain blanks. The first field after it is field 3.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace().skip(11);
     let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;

@@ -1,4 +1,4 @@
-//! What the demo found, as a table and as a document.
+//! The report of the demo, as a table and as a document.
 
 use serde::Serialize;
 use towpath_migrator::api::{GuestKind, GuestView, MigrationView, VerifyView};
@@ -9,7 +9,7 @@ use super::heartbeat::Record;
 use crate::commands::guest::word;
 use crate::show::{Table, bytes, escape, milliseconds};
 
-/// The row that is there only if the link was cut.
+/// Label of the row that is shown only if the link was cut.
 const CUT_LABEL: &str = "  of which the link was cut";
 
 /// The document `towpath.v1.demo`.
@@ -21,7 +21,7 @@ pub(super) struct Report {
     pub(super) moves: Vec<MoveReport>,
     pub(super) heartbeats: Record,
     pub(super) daemons: Vec<DaemonReport>,
-    /// Whether every page was right after every move and no heartbeat was lost or doubled.
+    /// Whether every page was right after every move, and no heartbeat is missing or doubled.
     pub(super) verified: bool,
 }
 
@@ -30,14 +30,14 @@ pub(super) struct Report {
 pub(super) struct GuestReport {
     pub(super) name: Name,
     pub(super) kind: GuestKind,
-    /// Why it is no virtual machine, if it is none.
+    /// Why the guest is not a virtual machine, if it is not.
     pub(super) kvm_missing_reason: Option<String>,
     pub(super) memory_bytes: u64,
     pub(super) dirty_pages_per_second: u64,
     pub(super) incompressible_percent: u8,
 }
 
-/// What a daemon took.
+/// What a daemon used.
 #[derive(Debug, Serialize)]
 pub(super) struct DaemonReport {
     pub(super) name: String,
@@ -50,7 +50,7 @@ pub(super) struct DaemonReport {
 pub(super) struct LinkReport {
     pub(super) rate_bits_per_second: u64,
     pub(super) rtt_ms: u64,
-    /// Part of the packets that it loses, each way.
+    /// Share of packets lost in each direction, in per cent.
     pub(super) loss_percent: f64,
 }
 
@@ -61,11 +61,11 @@ pub(super) struct MoveReport {
     pub(super) from: Name,
     pub(super) to: Name,
     pub(super) total_ms: u64,
-    /// How long the link was cut under way, if it was.
+    /// How long the link was cut during the move, if it was.
     pub(super) outage_ms: Option<u64>,
-    /// Between the last heartbeat before the switch and the first after it.
+    /// Time between the last heartbeat before the switch and the first after it.
     pub(super) pause_heartbeat_ms: Option<f64>,
-    /// As the two migrators computed it.
+    /// The pause as the two migrators computed it.
     pub(super) pause_reported_ms: Option<u64>,
     pub(super) rounds: u32,
     pub(super) raw_bytes: u64,
@@ -94,7 +94,8 @@ impl GuestReport {
 }
 
 impl MoveReport {
-    /// A move as its source tells it; how long the guest waited for blocks, only its target knows.
+    /// The report of a move from its source's view. Only the target knows how long the guest
+    /// waited for blocks.
     pub(super) fn new(
         view: &MigrationView,
         at_target: &MigrationView,
@@ -132,7 +133,7 @@ impl MoveReport {
 }
 
 impl Report {
-    /// The first thing that is not as it must be.
+    /// Describes the first check that failed.
     pub(super) fn first_wrong(&self) -> String {
         let wrong = self.moves.iter().find(|one| !one.verified);
         if let Some(one) = wrong {

@@ -1,4 +1,4 @@
-//! The demo's course: sites, guest, there, back, report.
+//! The course of the demo: start two sites and a guest, move the guest there and back, and report.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -29,22 +29,23 @@ use crate::failure::Failure;
 use crate::follow::{LiveLine, outcome, watch};
 use crate::show::escape;
 
-/// Heartbeats the guest is left alone for before each move, so that it is seen to run: half a second.
+/// Heartbeats to wait for before each move and at the end, to show that the guest runs: half a
+/// second.
 const HEARTBEATS_BEFORE_MOVE: u64 = 250;
 
-/// How long the guest may take for those.
+/// How long the guest may take to print the heartbeats that are waited for.
 const HEARTBEAT_WAIT: Duration = Duration::from_secs(30);
 
-/// Pause between two looks at the consoles.
+/// Pause between two checks of the consoles.
 const HEARTBEAT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Times the guest's memory a move may carry before the demo gives up on it.
+/// How many times the guest's memory a move may send before the demo gives up on it.
 const COPIES_MAX: u32 = 20;
 
-/// What a move may take beside carrying memory.
+/// How long a move may take in addition to sending memory.
 const MOVE_WAIT_EXTRA: Duration = Duration::from_secs(120);
 
-/// Plays it all; everything is ended again, whatever happens.
+/// Plays the whole demo. Its processes are ended whether it succeeds or fails.
 pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report, Failure> {
     let line = LiveLine::new();
     line.say("demo", "making certificates");
@@ -103,7 +104,7 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
     played
 }
 
-/// Waits for the relay to end although nobody asked it to; for ever if there is none.
+/// Waits until the relay ends by itself, which is a failure; for ever if there is none.
 async fn ended_early(relay: &mut Option<Process>) -> Failure {
     match relay {
         Some(relay) => relay.ended_early().await,
@@ -129,14 +130,14 @@ async fn start_relay(
     Ok((relay, ready.door))
 }
 
-/// A loopback UDP address that nobody uses now.
+/// A loopback UDP address that is free now.
 fn free_address() -> Result<SocketAddr, Fault> {
     UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|socket| socket.local_addr())
         .map_err(|error| Fault::new(Code::Io, format!("a free port on loopback: {error}")))
 }
 
-/// What the guest does once both sites run.
+/// Starts the guest and moves it there and back, once both sites run.
 async fn act(
     options: &Options,
     (edge, region): (&Site, &Site),
@@ -147,7 +148,7 @@ async fn act(
     edge.wait_for_link().await?;
     let host: HostView = edge.migrator.get("/v1/status").await?;
     if let (Kind::Auto, Some(reason)) = (options.guest, &host.kvm_missing_reason) {
-        // Before it is waited for, and not only in the report.
+        // Told before the user waits for the guest, and not only in the report.
         let reason = escape(reason);
         line.note(&format!("no KVM here: {reason}; the guest is a process"));
     }
@@ -210,8 +211,8 @@ fn request(options: &Options) -> Result<GuestRequest, Failure> {
     Ok(request)
 }
 
-/// Moves the guest and follows it until nothing of it is missing at the other site; also tells how long
-/// the link was cut under way, if it was.
+/// Moves the guest and waits until nothing of it is missing at the other site. Also returns how
+/// long the link was cut during the move, if it was.
 async fn move_guest(
     options: &Options,
     guest: &Name,
@@ -256,7 +257,7 @@ fn move_wait_max(options: &Options) -> Duration {
     Duration::from_secs(copy_seconds) * COPIES_MAX + MOVE_WAIT_EXTRA + outage
 }
 
-/// The consoles of both sites.
+/// Files of the guest's consoles at both sites.
 #[derive(Debug, Default)]
 struct Consoles(Vec<PathBuf>);
 
@@ -270,15 +271,15 @@ impl Consoles {
         Record::read(&self.0)
     }
 
-    /// Waits until the guest has printed so many more heartbeats.
+    /// Waits until the guest has printed `more` more heartbeats.
     async fn wait_for_beats(&self, more: u64) -> Result<(), Failure> {
         let begin = self.read()?.last.unwrap_or(0);
         let has_run = |record: &Record| record.last.is_some_and(|last| last >= begin + more);
         self.wait_until(has_run).await.map(|_| ())
     }
 
-    /// Waits until the guest has printed a heartbeat after its move of this number, from 0; how long
-    /// it stood still before.
+    /// Waits for the first heartbeat after move `number`, counted from 0, and returns how many
+    /// milliseconds the guest stood still.
     async fn wait_for_pause(&self, number: usize) -> Result<Option<f64>, Failure> {
         let has_pause = |record: &Record| record.pauses_ms.len() > number;
         let record = self.wait_until(has_pause).await?;

@@ -27,36 +27,37 @@ use super::process::Process;
 use super::report::DaemonReport;
 use crate::failure::Failure;
 
-/// The service behind which a migrator takes guests.
+/// The service at which a migrator receives guests.
 const SERVICE: &str = "migrator";
 
-/// How long the demo's certificates are good for.
+/// How long the demo's certificates are valid.
 const CERTIFICATE_VALIDITY: Duration = Duration::from_hours(24);
 
-/// How long a link may take to come up: a handshake is three round trips, a lost datagram a second.
+/// How long a link may take to come up. A handshake takes three round trips, and a lost datagram
+/// costs a second.
 const LINK_WAIT: Duration = Duration::from_secs(20);
 
-/// Pause between two looks at a link that is not up yet.
+/// Pause between two checks of a link that is not up yet.
 const LINK_PAUSE: Duration = Duration::from_millis(20);
 
-/// A site before it runs.
+/// What is needed to start a site.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
-    /// Its name.
+    /// Name of the site.
     pub(super) site: &'a Name,
     /// The other site.
     pub(super) peer: &'a Name,
-    /// Where it accepts links, if it does.
+    /// Address at which the site accepts links, if it does.
     pub(super) listen: Option<SocketAddr>,
-    /// Where it reaches the other site, if it dials.
+    /// Address at which the site reaches the other site, if it dials.
     pub(super) peer_address: Option<SocketAddr>,
     /// The rate of the link, if it is known.
     pub(super) rate: Option<Rate>,
-    /// Memory its guests may use.
+    /// Memory that guests of the site may use.
     pub(super) quota: Size,
 }
 
-/// A site's name and where its daemons answer.
+/// A site that runs: its name, and clients of its daemons.
 #[derive(Debug, Clone)]
 pub(super) struct Site {
     pub(super) name: Name,
@@ -195,7 +196,7 @@ impl Site {
 }
 
 impl Daemons {
-    /// What each daemon took so far.
+    /// What each daemon has used so far.
     pub(super) fn taken(&self) -> Vec<DaemonReport> {
         [&self.tunnel, &self.migrator]
             .into_iter()
@@ -203,7 +204,7 @@ impl Daemons {
             .collect()
     }
 
-    /// Waits for either daemon to end although nobody asked it to.
+    /// Waits until either daemon ends by itself, which is a failure.
     pub(super) async fn ended_early(&mut self) -> Failure {
         tokio::select! {
             failure = self.tunnel.ended_early() => failure,

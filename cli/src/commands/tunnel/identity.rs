@@ -1,4 +1,4 @@
-//! The files of a tunnel's identity, looked at before the daemon does.
+//! Checks the files of a tunnel's identity before the daemon reads them.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -14,11 +14,11 @@ use towpath_tunnel::config::Config;
 
 use crate::commands::certs::ISSUE_ANEW;
 
-/// Where systemd puts what it hands to services (`LoadCredential=`), each in a folder of its name
+/// Where systemd puts the credentials of services (`LoadCredential=`), in one folder per service
 /// (`systemd.exec(5)`).
 const CREDENTIALS: &str = "/run/credentials";
 
-/// What is wrong with a file, and the key that names it.
+/// A fault, and the key of the configuration to which it belongs.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) key: &'static str,
@@ -29,13 +29,15 @@ fn of(key: &'static str) -> impl Fn(Fault) -> Found {
     move |fault| Found { key, fault }
 }
 
-/// Opens certificate, key, authority and lists as the daemon does, and looks whether they belong together and
-/// to this host. If whoever asks cannot open all of them, and the daemon still may, none is looked at: those are what
-/// is returned.
+/// Opens certificate, key, authority and revocation lists as the daemon does, and checks that they
+/// belong together and to this host.
+///
+/// If this user cannot open some of them although the daemon may, nothing is checked and those
+/// files are returned.
 pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
     let files = &config.certificates;
     let all = [&files.cert, &files.key, &files.ca];
-    // Another key that is not there is not missed.
+    // The next key is optional: its file may be missing.
     let next_key = files.next_key.iter().filter(|path| path.exists());
     let all = all.into_iter().chain(next_key.clone()).chain(&files.crl);
     let shut = |path: &&PathBuf| is_denied(path) || is_not_handed_over(path);
@@ -50,7 +52,7 @@ pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
     }
     read_public(&files.ca).map_err(of("certificates.ca"))?;
     let identity = files.identity().map_err(|fault| {
-        // It says which file it means; what is wrong with the certificate it says of none.
+        // The detail begins with the path of the file at fault, except for the certificate.
         let names = |path: &Path| fault.detail.starts_with(&format!("{}: ", path.display()));
         let key = if names(&files.key) {
             "certificates.key"
@@ -83,16 +85,17 @@ pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
     Ok(not_opened)
 }
 
-/// Whether the file is one that systemd hands to a service as it starts, and does not run that service: it is nowhere
-/// then, and is not missing.
+/// Whether the file is a credential that systemd passes to a service, and the service does not run.
+/// The file does not exist then, and that is no mistake.
 pub(crate) fn is_not_handed_over(path: &Path) -> bool {
     let is_missing = |error: std::io::Error| error.kind() == ErrorKind::NotFound;
     path.starts_with(CREDENTIALS) && path.metadata().is_err_and(is_missing)
 }
 
-/// Whether whoever asks may not open the file: then the daemon, which runs as another user, still may.
+/// Whether this user has no permission to open the file. The daemon runs as another user and may
+/// have it.
 fn is_denied(path: &Path) -> bool {
-    // Who opens a pipe otherwise waits for its other end.
+    // Without `O_NONBLOCK`, opening a named pipe waits for its other end.
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
