@@ -1,4 +1,5 @@
-//! The `towpath` command as its users run it: a process with words, standard streams and a status.
+//! The `towpath` command as its users run it: a process with arguments, standard streams and an
+//! exit status.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! The operator's commands against a host that only remembers: documents, tables, exit statuses.
+//! The operator's commands against a simulated host: documents, tables and exit statuses.
 
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
@@ -62,7 +62,7 @@ fn tables_are_plain_and_aligned_and_say_what_to_do_when_empty() {
     assert_eq!(lines[1].find("running"), lines[2].find("running"));
     assert!(!list.stdout.contains('\u{1b}') && list.stderr.is_empty());
     let status = daemon.run(&["status"]);
-    // Commands take a site, so it stands alone.
+    // The site is shown without the host, because commands take a site.
     assert!(!status.stdout.contains("edge/box"), "{status:?}");
     for (title, value) in [("site", "edge"), ("host", "box")] {
         let mut lines = status.stdout.lines().map(str::split_whitespace);
@@ -98,7 +98,7 @@ fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
     daemon
         .run(&["guest", "start", "a"])
         .failed(3, "E_GUEST_EXISTS");
-    // It is booted as it was made; who wants another guest is told so.
+    // A guest is booted as it was made. Options that differ are refused.
     daemon.host.notes.lock().unwrap().guests[0].state = GuestState::Crashed;
     for other in [
         "--memory=8MiB",
@@ -127,7 +127,7 @@ fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
     let booted = daemon.run(&same);
     assert!(booted.stdout.starts_with("booted a again"), "{booted:?}");
     assert_eq!(daemon.host.notes.lock().unwrap().guests.len(), 1);
-    // Once it is stopped there is none of its name, and who asks for it is told that another one was made.
+    // After a stop the name is free, and `guest start` reports that it made a new guest.
     let stopped = daemon.run(&["guest", "stop", "a"]).stdout;
     assert!(stopped.contains("nothing is left of it"), "{stopped}");
     let made = daemon.run(&["guest", "start", "a"]);
@@ -165,7 +165,7 @@ fn a_guest_that_lives_elsewhere_is_not_taken_for_another_of_its_name() {
         assert!(ran.stderr.contains(said), "{ran:?}");
         assert!(ran.stderr.contains("forget the record"), "{ran:?}");
     }
-    // One that is being received cannot be stopped here.
+    // A guest that is being received cannot be stopped here.
     let mut incoming = guest("c");
     incoming.state = GuestState::Incoming;
     daemon.host.notes.lock().unwrap().guests.push(incoming);
@@ -446,7 +446,7 @@ fn ctrl_c_lets_go_of_a_move_and_does_not_cancel_it() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // The route looks once, then the watcher: by the third look the command listens.
+        // The route looks once, then the watcher. By the third look the command handles signals.
         daemon.host.wait_until(|notes| notes.looks >= looks + 3);
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         let ran = Ran::of(&child.wait_with_output().unwrap());
@@ -457,7 +457,8 @@ fn ctrl_c_lets_go_of_a_move_and_does_not_cancel_it() {
     assert_eq!(daemon.host.notes.lock().unwrap().cancels, 0);
 }
 
-/// A host and a command on a terminal that follows a move there; where that cannot be, it says so.
+/// A host, and a command on a terminal that follows a move on it. `None` if there can be no
+/// terminal.
 fn moving_on_a_terminal() -> Option<(Daemon, Child)> {
     let daemon = Daemon::start();
     daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
@@ -480,7 +481,7 @@ fn on_a_terminal_what_ctrl_c_let_go_of_stays_to_be_read() {
     assert!(erased < said, "{screen:?}");
 }
 
-/// As above, with a host that goes away.
+/// The host goes away while the command follows a move.
 #[test]
 fn on_a_terminal_it_is_said_that_the_migrator_does_not_answer() {
     let Some((daemon, mut child)) = moving_on_a_terminal() else {
@@ -495,7 +496,7 @@ fn on_a_terminal_it_is_said_that_the_migrator_does_not_answer() {
         screen.extend_from_slice(&piece[..count]);
     }
     child.stdin.take().unwrap().write_all(b"\x03").unwrap();
-    // What it still says is of no interest, and must not keep it.
+    // The rest of the output is not needed, and must not block the command.
     drop(output);
     child.wait().unwrap();
 }

@@ -1,4 +1,5 @@
-//! The commands that need no host: configuration, certificates, completions, the relay, a tunnel alone.
+//! The commands that need no host: configuration, certificates, completions, the relay, and a
+//! tunnel alone.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -22,7 +23,7 @@ fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// Waits for a child that is about to end.
+/// Waits for a child that is about to end, and returns what it did.
 pub(crate) fn end_of(mut child: Child) -> Ran {
     let deadline = Instant::now() + DEADLINE;
     while child.try_wait().unwrap().is_none() {
@@ -91,7 +92,7 @@ fn l06_config_check_opens_the_files_that_the_start_will() {
         assert!(ran.stderr.contains(&place), "{place} {ran:?}");
         assert!(ran.stderr.contains(why), "{why} {ran:?}");
     };
-    // Each file stands in a line of its own, in the order in which it is opened.
+    // Each file has a line of its own in the configuration, in the order in which files are opened.
     for (line, name) in [(8, "cert"), (9, "key"), (10, "ca")] {
         let text = good.replace(&format!("/{name}.pem"), "/none.pem");
         let place = format!(":{line}:1: certificates.{name}");
@@ -109,7 +110,7 @@ fn l06_config_check_opens_the_files_that_the_start_will() {
     fs::copy(authority.join("crl.pem"), identity.join("none.pem")).unwrap();
     refused(&lists, ":8:1: certificates.cert", "is revoked by");
     fs::remove_file(identity.join("none.pem")).unwrap();
-    // Nobody will ever write to it.
+    // A pipe to which nobody ever writes.
     let pipe = identity.join("pipe.pem");
     mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
     let piped = good.replace("/cert.pem", "/pipe.pem");
@@ -118,7 +119,7 @@ fn l06_config_check_opens_the_files_that_the_start_will() {
     refused(&other, ":2:1: host", "names edge/box");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     refused(&good, ":9:1: certificates.key", "chmod 600");
-    // The start says the same, and where.
+    // The start of the daemon reports the same place.
     let started = run(&["tunnel", "run", "--config", word(&config)]);
     assert_ne!(started.status, 0, "{started:?}");
     for part in [":9:1: certificates.key", "chmod 600"] {
@@ -135,7 +136,7 @@ fn config_check_takes_whichever_key_is_the_certificates() {
     let text = text + &format!("next_key = \"{}\"\n", next.display());
     fs::write(&config, text).unwrap();
     let check = || run(&["config", "check", word(&config)]);
-    // One that is not there is not missed.
+    // The next key is optional.
     assert_eq!(check().status, 0);
     fs::copy(&key, &next).unwrap();
     fs::write(&key, "the one before").unwrap();
@@ -195,7 +196,7 @@ fn config_check_knows_that_a_unit_which_does_not_run_has_no_credentials() {
     let credential = "/run/credentials/towpath-test-that-never-runs.service/key.pem";
     let checked = at(credential).document("config");
     assert_eq!(checked["not_opened"], serde_json::json!([credential]));
-    // Elsewhere what is not there is missing.
+    // A missing file that is no credential is an error.
     let missing = folder.path().join("box/nothing.pem");
     assert_ne!(at(word(&missing)).status, 0);
 }
@@ -210,7 +211,7 @@ fn the_configurations_in_the_documentation_are_right() {
         .filter_map(|rest| rest.split("```").next())
         .collect();
     assert_eq!(examples.len(), 3);
-    // The files that the examples name are those of no host; here they are of one.
+    // Replaces the certificate files of the examples by those of real hosts.
     let identities = [("edge", "box-1"), ("region", "rack-1")];
     let identities = identities.map(|host| (host.1, identity_of(folder.path(), host)));
     for example in examples {
@@ -288,10 +289,10 @@ fn certificates_are_made_issued_and_shown() {
     );
 }
 
-/// The first host.
+/// The arguments for the first host.
 const BOX_1: [&str; 2] = ["--site=edge", "--host=box-1"];
 
-/// Runs `towpath certs` for its document.
+/// Runs `towpath certs` with JSON output.
 fn certs(words: &[&str]) -> Ran {
     run(&[&["certs"], words, &["-o", "json"]].concat())
 }
@@ -473,7 +474,7 @@ fn config_show_fills_in_every_default_and_its_file_is_right() {
         let document = run(&words).document("effective-config");
         assert_eq!(document["daemon"], daemon);
         assert!(document["config"]["limits"].is_object(), "{document}");
-        // What it prints is a file of the same meaning.
+        // The output is a configuration file with the same meaning.
         let copy = write(folder.path(), &format!("{daemon}-copy.toml"), &shown.stdout);
         let checked = run(&["config", "check", word(&copy)]);
         assert_eq!(checked.status, 0, "{checked:?}");
@@ -524,7 +525,7 @@ fn daemons_log_documents_and_fail_with_one() {
         let document: Value = serde_json::from_str(&ran.stderr).unwrap();
         assert_eq!(document["schema"], "towpath.v1.error", "{ran:?}");
     }
-    // One that is given the other's file hears whose it is.
+    // A daemon that is given the other daemon's file is told so.
     for (daemon, text, other) in [
         (
             "tunnel",
@@ -538,7 +539,7 @@ fn daemons_log_documents_and_fail_with_one() {
         ran.failed(2, "E_CONFIG");
         assert!(ran.stderr.contains(other), "{ran:?}");
     }
-    // One that starts, and ends once its standard input is closed.
+    // A daemon that starts, and ends once its standard input is closed.
     let [state, run_dir] = ["state", "run"].map(|name| folder.path().join(name));
     let text = format!(
         "trust_domain = \"d\"\nsite = \"edge\"\nhost = \"box\"\nstate_dir = {state:?}\nrun_dir = {run_dir:?}\n"
@@ -607,7 +608,7 @@ fn the_relay_says_its_door_relays_and_ends_with_its_standard_input() {
     assert_eq!(end_of(child).status, 0);
 }
 
-/// A tunnel's configuration with everything it needs, in a folder.
+/// Writes a tunnel's configuration, with all the files it needs, to a folder.
 pub(crate) fn tunnel_config(folder: &Path) -> PathBuf {
     let host = tunnel_identity(folder, "box");
     let (run_dir, host) = (folder.join("run"), host.display());
@@ -620,7 +621,7 @@ pub(crate) fn tunnel_config(folder: &Path) -> PathBuf {
     write(folder, "tunnel.toml", &text)
 }
 
-/// An identity of a host at the edge, issued by an authority of its own.
+/// Issues an identity to a host at the edge, by an authority of its own.
 fn tunnel_identity(folder: &Path, name: &str) -> PathBuf {
     identity_of(folder, ("edge", name))
 }
@@ -693,13 +694,13 @@ fn a_tunnel_says_when_it_is_ready_is_there_once_and_ends_when_told() {
     let path = folder.path().join("notify");
     let notify = UnixDatagram::bind(&path).unwrap();
     notify.set_read_timeout(Some(DEADLINE)).unwrap();
-    // What it says of its links in between is no matter here.
+    // Skips the messages about links in between.
     let hear_until = |wanted: &str| {
         let mut heard = [0; 512];
         loop {
             match notify.recv(&mut heard) {
                 Ok(count) if heard[..count] == *wanted.as_bytes() => return,
-                // A wait with a limit is not taken up again after a signal.
+                // After a signal, a receive with a timeout is not restarted.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 other => drop(other.unwrap()),
             }

@@ -1,4 +1,4 @@
-//! The demo whole: real daemons, a real guest, an emulated link; and nothing left behind.
+//! The whole demo: real daemons, a real guest, an emulated link, and nothing left behind.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -24,14 +24,15 @@ fn demo_of(guest: &str, keep: &Path, more: &[&str]) -> Command {
     let mut command = towpath(&[&words, more].concat());
     command
         .args(["--keep", word(keep)])
-        // A demo that is killed cannot remove its folder of sockets; the test's folder takes it along.
+        // A demo that is killed cannot remove its folder of sockets. It is removed with the test's
+        // folder.
         .env("TMPDIR", keep.parent().unwrap())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
 }
 
-/// Processes whose command line names a folder, but for the demo itself.
+/// The command lines that name a path inside `folder`. The demo's own names only the folder.
 fn processes_of(folder: &Path) -> Vec<String> {
     let folder = format!("{}/", word(folder));
     let processes = fs::read_dir("/proc").unwrap().flatten();
@@ -101,7 +102,7 @@ fn moves_there_and_back(guest: &str) {
     assert_eq!(processes_of(&keep), Vec::<String>::new());
 }
 
-/// The user `nobody` of every distribution.
+/// The id of the user `nobody` on every distribution.
 const NOBODY: u32 = 65534;
 
 #[test]
@@ -116,7 +117,7 @@ fn an_ordinary_user_needs_no_rights_for_the_demo() {
     let (keep, program) = (folder.path().join("kept"), folder.path().join("towpath"));
     fs::copy(env!("CARGO_BIN_EXE_towpath"), &program).unwrap();
     std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-    // Changes too fast to be copied ahead: its pages are fetched on demand as well.
+    // The guest changes too fast for pre-copy, so pages are fetched on demand as well.
     let words = [
         "--memory=32MiB",
         "--dirty-rate=200000",
@@ -133,7 +134,8 @@ fn an_ordinary_user_needs_no_rights_for_the_demo() {
     assert_eq!(ran.status, 0, "{ran:?}");
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(report["verified"], true, "{report}");
-    // Nobody was asked what guest it is to be: why it is no virtual machine is said before it is waited for.
+    // No kind of guest was asked for. If it is no virtual machine, stderr tells the reason before
+    // the wait for the guest.
     match report["guest"]["kvm_missing_reason"].as_str() {
         Some(reason) => {
             let told = format!("no KVM here: {reason}; the guest is a process\n");
@@ -167,20 +169,20 @@ fn a_demo_whose_link_loses_packets_and_is_cut_verifies_every_page() {
         assert_eq!(one["outage_ms"], 1000, "{one}");
         assert!(one["total_ms"].as_u64().unwrap() > 1000, "{one}");
     }
-    // The demo hears its daemons out, as a service manager would.
+    // The demo receives what its daemons tell a service manager, so they log no warnings about one.
     for log in ["tunnel-edge.log", "migrator-region.log"] {
         let log = fs::read_to_string(keep.join(log)).unwrap();
         assert!(!log.contains("service manager"), "{log}");
     }
 }
 
-/// Starts a demo, waits until its guest runs, ends it by `signal`, and waits until no process is left; how it
-/// ended, and whether its folder of sockets is left.
+/// Starts a demo, waits until its guest runs, ends it by `signal`, and waits until no process is
+/// left. Returns how it ended, and whether its folder of sockets is left.
 fn end_early_by(signal: Signal) -> (Ran, bool) {
     let folder = tempfile::tempdir().unwrap();
     let keep = folder.path().join("kept");
-    // A slow link, so that it is still under way when it is ended; a group of its own, so that the
-    // signal of a terminal is not what ends the rest.
+    // A slow link, so that the demo still runs when it is ended. A process group of its own, so
+    // that the signal of a terminal does not end its children.
     let mut command = demo(&keep, &["--rate=1Mbit"]);
     command.process_group(0);
     let child = command.spawn().unwrap();
@@ -200,7 +202,8 @@ fn end_early_by(signal: Signal) -> (Ran, bool) {
 
 #[test]
 fn an_interrupted_demo_ends_all_it_started() {
-    // At its terminal, as `timeout` and service managers do it, and as a terminal that is closed.
+    // SIGINT from a terminal, SIGTERM from `timeout` or a service manager, SIGHUP from a terminal
+    // that is closed.
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let (ran, is_left) = end_early_by(signal);
         assert_eq!(ran.status, 130, "{ran:?}");

@@ -1,4 +1,4 @@
-//! The hidden command that is a guest's process, driven as a migrator drives it.
+//! The hidden command that runs a guest, driven as a migrator drives it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -48,7 +48,7 @@ fn the_command_is_a_guest_process_for_the_migrator() {
     guest.quit().unwrap();
 }
 
-/// A migrator whose guests are made by a program that says of the host what it is told to.
+/// A migrator with a guest program that reports given capabilities of the host.
 struct Migrator {
     folder: tempfile::TempDir,
     child: Child,
@@ -110,7 +110,7 @@ fn l06_a_hangup_ends_no_migrator() {
     let id = Pid::from_child(&migrator.child);
     for _ in 0..2 {
         kill_process(id, Signal::HUP).unwrap();
-        // The answer comes from behind the signal: a process that is to end by it runs no further.
+        // An answer after the signal shows that the migrator survived it.
         let status = migrator.run(&["guest", "ls"]);
         assert_eq!(status.status, 0, "{status:?}");
     }
@@ -163,7 +163,7 @@ fn a_guest_that_crashed_is_shown_as_running_by_the_command_that_boots_it() {
     while show()["state"] != "crashed" {
         assert!(Instant::now() < deadline, "{:?}", show());
     }
-    // What it said last is there for whoever looks why.
+    // The last lines of its console are shown.
     let shown = migrator.run(&["guest", "show", "till"]).stdout;
     let (fields, last) = shown.split_once("\nlast on its console:\n").unwrap();
     assert!(fields.contains("console.log"), "{shown}");

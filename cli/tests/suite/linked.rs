@@ -1,4 +1,4 @@
-//! Two tunnels that are really linked, and what tests of the operator's commands ask of them.
+//! Two linked tunnels, and helpers for tests of the operator's commands on them.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -13,13 +13,13 @@ use tempfile::TempDir;
 
 use crate::support::{DEADLINE, Ran, run, screen, towpath, word};
 
-/// Pause between two looks at something that is waited for.
+/// Pause between two checks of a condition.
 pub(crate) const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
-/// In which the kernel tells processor time.
+/// Ticks in which the kernel counts processor time.
 pub(crate) const TICKS_PER_SECOND: f64 = 100.0;
 
-/// One site's tunnel.
+/// The tunnel of one site.
 pub(crate) struct Tunnel {
     pub(crate) run: PathBuf,
     pub(crate) child: Child,
@@ -74,7 +74,7 @@ impl Tunnel {
         }
     }
 
-    /// A command of an operator at this site.
+    /// An operator's command at this site.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = towpath(words);
         command
@@ -84,17 +84,17 @@ impl Tunnel {
         command
     }
 
-    /// Runs a command of an operator at this site.
+    /// Runs an operator's command at this site.
     pub(crate) fn run(&self, words: &[&str]) -> Ran {
         Ran::of(&self.command(words).output().unwrap())
     }
 
-    /// What a command of an operator shows on a terminal of so many columns, where there can be one.
+    /// What a command shows on a terminal of this width; `None` if there can be no terminal.
     pub(crate) fn screen(&self, words: &[&str], columns: usize) -> Option<String> {
         screen(&self.command(words), columns)
     }
 
-    /// Runs a command that must succeed and writes a table: nothing on stderr, and no document.
+    /// Runs a command that must succeed and print a table: no JSON, and nothing on stderr.
     #[track_caller]
     pub(crate) fn table(&self, words: &[&str]) -> String {
         let ran = self.run(words);
@@ -103,13 +103,13 @@ impl Tunnel {
         ran.stdout
     }
 
-    /// The same as one document of a kind.
+    /// Runs a command that must succeed and print a document of this kind.
     #[track_caller]
     pub(crate) fn document(&self, words: &[&str], kind: &str) -> Value {
         self.run(&[words, &["-o", "json"]].concat()).document(kind)
     }
 
-    /// Checks that a command fails with this status and code, in both forms, and says what it met.
+    /// Checks that a command fails with this status, code and cause, as text and as JSON.
     #[track_caller]
     pub(crate) fn refuses(&self, words: &[&str], (status, code): (i32, &str), cause: &str) {
         let ran = self.run(words);
@@ -137,7 +137,7 @@ impl Tunnel {
         }
     }
 
-    /// Processor time of the tunnel's process in seconds, as the kernel counts it.
+    /// Processor time of the tunnel's process, in seconds.
     pub(crate) fn cpu_seconds(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let (_, behind_name) = stat.rsplit_once(") ").unwrap();
@@ -148,7 +148,7 @@ impl Tunnel {
             / TICKS_PER_SECOND
     }
 
-    /// The way to the other site, as `towpath status` has it.
+    /// The link to the other site in the document of `towpath status`.
     pub(crate) fn link(&self) -> Value {
         self.document(&["status"], "overview")["tunnel"]["status"]["links"][0].clone()
     }
@@ -161,7 +161,7 @@ impl Drop for Tunnel {
     }
 }
 
-/// Two linked tunnels: the edge dials the region, where there is an echo and a bench.
+/// Two linked tunnels: the edge dials the region, which offers an echo and a bench service.
 pub(crate) struct Pair {
     pub(crate) edge: Tunnel,
     pub(crate) region: Tunnel,
@@ -215,7 +215,7 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// A program that says back what it hears, at a socket.
+/// Serves an echo on a socket.
 pub(crate) fn echo(socket: &Path) {
     let listener = UnixListener::bind(socket).unwrap();
     std::thread::spawn(move || {
@@ -227,7 +227,7 @@ pub(crate) fn echo(socket: &Path) {
     });
 }
 
-/// The value beside a title in a table of fields.
+/// The value of a field in a table of fields.
 #[track_caller]
 pub(crate) fn field<'a>(table: &'a str, title: &str) -> &'a str {
     let spaced = format!("{title}  ");
@@ -238,7 +238,7 @@ pub(crate) fn field<'a>(table: &'a str, title: &str) -> &'a str {
         .trim()
 }
 
-/// A command with more words.
+/// The words of a command with more words appended.
 pub(crate) fn line<'a>(begin: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     [begin, more].concat()
 }

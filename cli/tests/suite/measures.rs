@@ -1,4 +1,4 @@
-//! The operator's commands that measure a link and forecast it, against two tunnels that are really linked.
+//! The operator's commands that measure and forecast a link, against two linked tunnels.
 
 use serde_json::Value;
 
@@ -52,7 +52,7 @@ fn forecasts_are_for_the_moments_and_bytes_that_are_asked_for() {
     let table = edge.table(&line(&FORECAST, &more));
     assert!(table.contains("through, p50  not known yet"), "{table}");
 
-    // A cap that is set is what the forecast is made under.
+    // The forecast is made under the cap that is set.
     edge.table(&["tunnel", "shape", "region", "--send-rate=30Mbit"]);
     let document = edge.document(&line(&FORECAST, &["--at=+1h"]), "forecast");
     assert_eq!(document["forecasts"][0]["cap_bits_per_second"], 30_000_000);
@@ -80,12 +80,13 @@ fn a_way_is_probed_within_its_budget() {
         .refuses(&nobody, (1, "E_NOT_FOUND"), "branch is no peer");
     let little = ["tunnel", "probe", "region", "--bytes=1KiB"];
     pair.edge.refuses(&little, (2, "E_USAGE"), "bytes is 1024");
-    // The edge lets nobody measure it.
+    // The edge offers no bench service.
     pair.region
         .refuses(&["tunnel", "probe", "edge"], (1, "E_DENIED"), "bench");
 }
 
-/// Benches the link twice, for what came before is none of a bench: each tunnel has used what it is said to have.
+/// Benches the link twice, and checks the processor time reported for each tunnel. The second run
+/// must not count what the first one used.
 fn bench_twice(pair: &Pair) -> Value {
     let mut told = Value::Null;
     for _ in 0..2 {
@@ -96,7 +97,7 @@ fn bench_twice(pair: &Pair) -> Value {
         for (at, side) in ["near", "far"].into_iter().enumerate() {
             let used = after[at] - before[at];
             let cost = told["cpu_seconds_per_gib"][side].as_f64().unwrap() * gib;
-            // Most of what it did meanwhile is the load, and the kernel counts in steps of 10 ms.
+            // Most of the time used is that of the load, and the kernel counts in steps of 10 ms.
             let is_sane = cost > 0.0 && (used / 2.0 - 0.05..=used + 0.05).contains(&cost);
             assert!(is_sane, "{side}: {cost} s of {used} s");
         }
@@ -128,7 +129,7 @@ fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
         assert!(outcome["loaded_ping"]["count"].as_u64().unwrap() > 0);
         assert!(outcome["cpu_seconds_per_gib"]["far"].as_f64().unwrap() > 0.0);
     }
-    // What is missing on the line is named once.
+    // The missing argument is named once.
     let ran = pair.edge.run(&["tunnel", "bench"]);
     ran.failed(2, "E_USAGE");
     assert_eq!(ran.stderr.matches("<PEER>").count(), 1, "{ran:?}");
@@ -145,7 +146,7 @@ fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
 #[test]
 fn who_fills_a_link_or_a_class_that_has_a_cap_is_told_so_before() {
     let pair = Pair::start();
-    // Who fills a link that has a cap is told so, beside the result.
+    // A bench on a capped link tells of the cap beside the result.
     pair.edge
         .table(&["tunnel", "shape", "region", "--send-rate=20Mbit"]);
     let ran = pair.edge.run(&BENCH);
@@ -153,7 +154,7 @@ fn who_fills_a_link_or_a_class_that_has_a_cap_is_told_so_before() {
     assert!(ran.stderr.contains("capped at 20.0 Mbit/s"), "{ran:?}");
     assert_eq!(field(&ran.stdout, "load"), "bulk to region, 1 side by side");
     assert_eq!(field(&ran.stdout, "cap"), "20.0 Mbit/s");
-    // With JSON too, and of what the peer sends as well as the peer knows it.
+    // So does one with JSON, and one with `--reverse`, which tells of the peer's cap.
     let told = |more: &[&str]| {
         let begin = ["tunnel", "bench", "region", "--output=json"];
         let ran = pair.edge.run(&line(&begin, more));
@@ -170,7 +171,7 @@ fn who_fills_a_link_or_a_class_that_has_a_cap_is_told_so_before() {
     assert_eq!(outcome["cap_bytes_per_second"], 1_000_000);
     assert!(noted.contains("from region is capped at 8.0"), "{noted}");
     assert!(outcome["loss_ratio"].as_f64().is_some(), "{outcome}");
-    // A class may have less than its link.
+    // A class may have a lower cap than its link.
     let shape = ["tunnel", "shape", "region", "--class=bulk", "--cap=4Mbit"];
     pair.edge.table(&shape);
     let (outcome, noted) = told(&["--time=1s"]);
@@ -185,7 +186,7 @@ fn who_fills_a_link_or_a_class_that_has_a_cap_is_told_so_before() {
         (&outcome["cap_bytes_per_second"], &outcome["cap_of"]),
         (&2_500_000.into(), &"link".into())
     );
-    // Whoever starts it hears of the cap before the link is filled, and may still end it.
+    // The cap is told before the link is filled, so that the operator can still end the bench.
     if let Some(shown) = pair.edge.screen(&BENCH, 100) {
         let at = |what: &str| {
             shown
@@ -201,7 +202,7 @@ fn who_fills_a_link_or_a_class_that_has_a_cap_is_told_so_before() {
             "{shown:?}"
         );
     }
-    // A thin link is not filled for longer than was asked for by what waits in front of it.
+    // On a thin link, queued data does not make the bench run much longer than asked for.
     pair.edge
         .table(&["tunnel", "shape", "region", "--send-rate=1Mbit"]);
     let (outcome, _) = told(&["--time=2s"]);
@@ -229,7 +230,7 @@ fn measurements_show_on_a_terminal_how_far_they_are_and_tables_fit_it() {
         };
         assert!(shown.contains(what), "{words:?}: {shown:?}");
         assert!(shown.contains(" so far"), "{words:?}: {shown:?}");
-        // The line is gone when the result comes.
+        // The progress line is erased before the result is printed.
         let erased = shown.rfind("\x1b[2K").expect("a line was drawn");
         assert!(!shown[erased..].contains(" so far"), "{words:?}: {shown:?}");
         let ran = pair.edge.run(words);

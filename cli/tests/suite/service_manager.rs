@@ -1,4 +1,4 @@
-//! A tunnel as a service manager runs it: sockets passed, words exchanged, a watchdog fed.
+//! A tunnel under a service manager: sockets passed, notifications sent, a watchdog kept alive.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -13,13 +13,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::daemons::{end_of, tunnel_config};
 use crate::support::{DEADLINE, run, word};
 
-/// The watchdog's wait: a sign of life is due four times as often.
+/// The timeout of the watchdog. The daemon notifies it four times as often.
 const WATCHDOG: Duration = Duration::from_millis(800);
 
-/// Longest word a manager hears.
+/// Longest notification, in bytes.
 const WORD_BYTES: usize = 1024;
 
-/// Passes its standard input and output as sockets and becomes the daemon.
+/// A shell script that passes its standard input and output as sockets and becomes the daemon.
 const PASS: &str = "exec 3<&0 4<&1 </dev/null >/dev/null
 LISTEN_PID=$$ LISTEN_FDS=2 exec \"$@\"";
 
@@ -70,7 +70,7 @@ impl Manager {
         Ok(String::from_utf8(heard[..count].to_vec()).unwrap())
     }
 
-    /// Waits for a word that begins so.
+    /// Waits for a notification that begins with `start`.
     #[track_caller]
     fn hear_until(&self, start: &str) -> String {
         loop {
@@ -83,7 +83,7 @@ impl Manager {
         }
     }
 
-    /// Whether nothing more is heard for a whole wait of the watchdog.
+    /// Whether no notification comes for the whole timeout of the watchdog.
     fn is_silent(&self) -> bool {
         self.notify.set_nonblocking(true).unwrap();
         while self.hear().is_ok() {}

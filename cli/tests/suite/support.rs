@@ -1,4 +1,5 @@
-//! A host whose guests and moves are only written down, served on a socket for the command to talk to.
+//! A simulated host: guests and moves that exist only as records, served on a socket for the
+//! commands.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -18,12 +19,12 @@ use towpath_protocol::identity::{Epoch, GuestId, MigrationId, Name};
 /// How long anything in these tests may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What the host knows, and how it behaves.
+/// The state of the host, and how it behaves.
 #[derive(Default)]
 pub(crate) struct Notes {
     pub(crate) guests: Vec<GuestView>,
     pub(crate) migrations: Vec<MigrationView>,
-    /// What a move becomes when it is looked at: its views, one a look; the last one stays.
+    /// The views of a move, one for each time it is looked at. The last one stays.
     pub(crate) course: Vec<MigrationView>,
     pub(crate) looks: usize,
     pub(crate) cancels: usize,
@@ -37,7 +38,7 @@ pub(crate) struct Notebook {
 }
 
 impl Notebook {
-    /// Waits until the notes say so.
+    /// Waits until `is_so` holds for the notes.
     pub(crate) fn wait_until(&self, is_so: impl Fn(&Notes) -> bool) {
         let notes = self.notes.lock().unwrap();
         let (_notes, timeout) = self
@@ -52,7 +53,7 @@ fn not_found(what: &dyn std::fmt::Display) -> Fault {
     Fault::new(Code::NotFound, format!("{what} is not here"))
 }
 
-/// A guest that runs.
+/// A running guest.
 pub(crate) fn guest(name: &str) -> GuestView {
     GuestView {
         name: name.parse().unwrap(),
@@ -96,14 +97,14 @@ pub(crate) fn migration(phase: Phase) -> MigrationView {
     }
 }
 
-/// The same at its target.
+/// The same move as its target shows it.
 pub(crate) fn migration_at_target(phase: Phase) -> MigrationView {
     let ids = (MigrationId(5), "a".parse().unwrap());
     let sites = ("edge".parse().unwrap(), "region".parse().unwrap());
     received(ids, Role::Target, sites, phase)
 }
 
-/// What either side knows.
+/// The part of a move's view that both sides know.
 fn received(
     ids: (MigrationId, Name),
     role: Role,
@@ -240,7 +241,7 @@ impl Host for Notebook {
     }
 }
 
-/// A notebook behind a socket, and a folder for whatever else a test needs.
+/// A host served on a socket, and a folder for other files of a test.
 pub(crate) struct Daemon {
     pub(crate) folder: TempDir,
     pub(crate) host: Arc<Notebook>,
@@ -276,7 +277,7 @@ impl Daemon {
         self.folder.path().join("run/m.sock")
     }
 
-    /// The command, told of this daemon.
+    /// A command that talks to this daemon.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = towpath(words);
         command.env("TOWPATH_SOCKET", self.socket()).env(
@@ -286,7 +287,7 @@ impl Daemon {
         command
     }
 
-    /// Runs the command; its status, stdout and stderr.
+    /// Runs a command that talks to this daemon.
     pub(crate) fn run(&self, words: &[&str]) -> Ran {
         Ran::of(&self.command(words).output().unwrap())
     }
@@ -301,7 +302,7 @@ impl Drop for Daemon {
     }
 }
 
-/// What a command did.
+/// The exit status and the output of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) status: i32,
@@ -319,7 +320,7 @@ impl Ran {
         }
     }
 
-    /// The document on stdout, which must be of this kind.
+    /// The document on stdout. The command must have succeeded, and the kind must be this one.
     #[track_caller]
     pub(crate) fn document(&self, kind: &str) -> Value {
         assert_eq!((self.status, self.stderr.as_str()), (0, ""), "{self:?}");
@@ -328,7 +329,8 @@ impl Ran {
         value
     }
 
-    /// Checks that it failed with this status and code, with a cause and a remedy on stderr.
+    /// Checks that the command failed with this status and code, and printed a cause and a remedy
+    /// to stderr.
     #[track_caller]
     pub(crate) fn failed(&self, status: i32, code: &str) {
         assert_eq!(self.status, status, "{self:?}");
@@ -339,23 +341,23 @@ impl Ran {
     }
 }
 
-/// The command, knowing of no daemon.
+/// A command that is told of no daemon.
 pub(crate) fn towpath(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
     command.args(words).env_remove("TOWPATH_LOG");
     command
 }
 
-/// Runs the command alone.
+/// Runs a command that is told of no daemon.
 pub(crate) fn run(words: &[&str]) -> Ran {
     Ran::of(&towpath(words).output().unwrap())
 }
 
-/// Lines that a terminal of these tests has.
+/// Height of the terminals in these tests, in rows.
 const TERMINAL_ROWS: usize = 24;
 
-/// A command on a terminal of its own with so many columns, made by util-linux' `script`; where that is not here, it
-/// says so.
+/// Starts a command on a terminal of its own of this width, made by `script` of util-linux. Without
+/// `script` it prints that the test is skipped.
 pub(crate) fn on_a_terminal(command: &Command, columns: usize) -> Option<Child> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
@@ -375,14 +377,14 @@ pub(crate) fn on_a_terminal(command: &Command, columns: usize) -> Option<Child> 
     spawned.ok()
 }
 
-/// What a command has shown on a terminal of so many columns by its end.
+/// Everything a command shows on a terminal of this width until it ends.
 pub(crate) fn screen(command: &Command, columns: usize) -> Option<String> {
     let child = on_a_terminal(command, columns)?;
     let output = child.wait_with_output().unwrap();
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A path as a word of a command.
+/// A path as an argument of a command.
 pub(crate) fn word(path: &Path) -> &str {
     path.to_str().unwrap()
 }

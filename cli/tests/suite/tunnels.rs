@@ -1,4 +1,4 @@
-//! The operator's commands for tunnels against two that are really linked, as tables and as documents.
+//! The operator's commands for tunnels, against two linked tunnels: as tables and as documents.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::linked::{Pair, Tunnel, field, line, now_unix, wait_until};
 use crate::support::{DEADLINE, run};
 
-/// Opens a channel that leads to the echo.
+/// The command that opens a channel to the echo service.
 pub(crate) const OPEN: [&str; 6] = [
     "channel",
     "open",
@@ -54,7 +54,7 @@ fn a_channel_is_opened_used_led_elsewhere_capped_and_closed() {
         view["connections"] == 1 && view["sent_bytes"] == 5 && view["received_bytes"] == 5
     });
 
-    // Each change is the next generation, and what is not named is as it is by default.
+    // Each change gets the next generation. What is not named has its default.
     let urgent = [
         &OPEN[..],
         &["--class=demand", "--cap=8Mbit", "--expires=1h"],
@@ -171,7 +171,7 @@ fn what_a_channel_cannot_be_is_refused_with_a_cause_and_changes_nothing() {
     let list = edge.document(&["channel", "ls"], "channels");
     let names: Vec<_> = list["channels"].as_array().unwrap().iter().collect();
     assert_eq!((names.len(), &names[0]["name"]), (1, &"dns".into()));
-    // One that everybody may reach is opened, and not without a word.
+    // A channel that everybody can reach is opened, with a warning.
     let wide = ["channel", "open", "wide", "--listen=udp:0.0.0.0:0"];
     let ran = edge.run(&line(&wide, &to_dns));
     assert_eq!(ran.status, 0, "{ran:?}");
@@ -232,7 +232,7 @@ fn caps_and_shares_are_changed_and_show() {
     let table = edge.table(&line(&SHAPE, &["--timetable=30Mbit otherwise"]));
     assert_eq!(field(&table, "now"), "30.0 Mbit/s");
     assert_eq!(edge.link()["cap_bits_per_second"], 30_000_000);
-    // A floor is a part of a cap: without one it would be shown and hold nothing.
+    // A floor is a part of a cap: without a cap it would be shown but have no effect.
     let lift = line(&SHAPE, &["--send-rate=none"]);
     edge.refuses(
         &lift,
@@ -291,7 +291,7 @@ fn the_status_shows_the_link_what_it_carries_and_when_it_is_gone() {
     let mut lines = table
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>());
-    // The site is what commands take; its host stands beside it.
+    // A link is shown by its site, which commands take, with the host beside it.
     let is_it = |line: &Vec<&str>| line.starts_with(&["region", "box", "healthy"]);
     assert!(lines.any(|line| is_it(&line)), "{table}");
     assert!(field(&table, "key exchange").ends_with("hybrid"), "{table}");
@@ -310,14 +310,14 @@ fn the_status_shows_the_link_what_it_carries_and_when_it_is_gone() {
     });
     let table = pair.edge.table(&["status"]);
     assert!(table.contains("\nregion: "), "a remedy: {table}");
-    // What is not there is not measured.
+    // Without a link there are no measurements.
     let mut lines = table.lines().map(|line| line.split_whitespace().collect());
     let is_it =
         |line: &Vec<&str>| line.starts_with(&["region", "-", "down", "-", "-", "-", "-", "-", "-"]);
     assert!(lines.any(|line| is_it(&line)), "{table}");
     let probe = ["tunnel", "probe", "region"];
     pair.edge.refuses(&probe, (75, "E_UNREACHABLE"), "region");
-    // What was wished before holds when the link is back.
+    // Settings can be changed without a link; they apply when the link is back.
     let shaped = ["tunnel", "shape", "region", "--send-rate=50Mbit"];
     assert_eq!(field(&pair.edge.table(&shaped), "cap"), "50.0 Mbit/s");
 }
