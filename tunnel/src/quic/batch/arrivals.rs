@@ -4,7 +4,11 @@
 //! long as a byte of it waits: a packet whose program does not read would keep all that came with it, forty times
 //! what any limit counts. So each is handed on as if it had come alone. That copies it once more, while it is in the
 //! processor's cache.
+//!
+//! The buffer that a call of the kernel fills has two mebibytes, and a tunnel that dials a silent peer has dozens of
+//! sockets. So the sockets of a thread share one: a socket has it only while batches of its own stand in it.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::task::{Context, Poll, ready};
@@ -15,28 +19,25 @@ use quinn::udp::{BATCH_SIZE, RecvMeta};
 /// Bytes of a batch that the kernel hands on at most.
 const BYTES_MAX: usize = 64 * 1024;
 
+/// Room for the batches of one call of the kernel.
+type Buffers = Box<[u8]>;
+
+thread_local! {
+    /// The buffers that no socket of the thread uses now. One set is kept, and the rest is given back to the system.
+    static SPARE: Cell<Option<Buffers>> = const { Cell::new(None) };
+}
+
 /// Batches of one call of the kernel, and how far they have been handed on.
+#[derive(Default)]
 pub(super) struct Arrivals {
-    buffers: Box<[u8]>,
+    /// None while nothing has come that is still to be handed on.
+    buffers: Option<Buffers>,
     batches: [RecvMeta; BATCH_SIZE],
     count: usize,
     /// The batch whose packets are next.
     next: usize,
     /// Bytes of it that have been handed on.
     done_bytes: usize,
-}
-
-impl Default for Arrivals {
-    fn default() -> Self {
-        Self {
-            // What no batch reaches the system never has to find.
-            buffers: vec![0; BATCH_SIZE * BYTES_MAX].into_boxed_slice(),
-            batches: [RecvMeta::default(); BATCH_SIZE],
-            count: 0,
-            next: 0,
-            done_bytes: 0,
-        }
-    }
 }
 
 impl fmt::Debug for Arrivals {
@@ -55,13 +56,10 @@ impl Arrivals {
         context: &mut Context<'_>,
         (places, words): (&mut [IoSliceMut<'_>], &mut [RecvMeta]),
     ) -> Poll<io::Result<usize>> {
-        if self.next == self.count {
-            (self.count, self.next) = (0, 0);
-            let mut parts = self.buffers.chunks_mut(BYTES_MAX).map(IoSliceMut::new);
-            let mut parts: [_; BATCH_SIZE] =
-                std::array::from_fn(|_| parts.next().expect("one part for each batch"));
-            self.count = ready!(socket.poll_recv(context, &mut parts, &mut self.batches))?;
-        }
+        let buffers = match self.buffers.take() {
+            Some(buffers) => buffers,
+            None => ready!(self.receive(socket, context))?,
+        };
         let mut filled = 0;
         for (place, word) in places.iter_mut().zip(words) {
             if self.next == self.count {
@@ -72,7 +70,7 @@ impl Arrivals {
             let bytes = batch.stride.min(batch.len - self.done_bytes);
             // What is larger than a peer was told to send is cut short, and no packet any more.
             let kept = bytes.min(place.len());
-            place[..kept].copy_from_slice(&self.buffers[from..from + kept]);
+            place[..kept].copy_from_slice(&buffers[from..from + kept]);
             *word = batch;
             (word.len, word.stride) = (kept, kept);
             filled += 1;
@@ -82,7 +80,34 @@ impl Arrivals {
                 self.done_bytes = 0;
             }
         }
+        if self.next == self.count {
+            SPARE.set(Some(buffers));
+        } else {
+            self.buffers = Some(buffers);
+        }
         Poll::Ready(Ok(filled))
+    }
+
+    /// Takes in the batches of one call of the kernel; gives the buffers where they stand.
+    fn receive(
+        &mut self,
+        socket: &dyn AsyncUdpSocket,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<Buffers>> {
+        (self.count, self.next) = (0, 0);
+        let mut buffers = SPARE
+            .take()
+            .unwrap_or_else(|| vec![0; BATCH_SIZE * BYTES_MAX].into_boxed_slice());
+        let mut parts = buffers.chunks_mut(BYTES_MAX).map(IoSliceMut::new);
+        let mut parts: [_; BATCH_SIZE] =
+            std::array::from_fn(|_| parts.next().expect("one part for each batch"));
+        let received = socket.poll_recv(context, &mut parts, &mut self.batches);
+        let Poll::Ready(Ok(count)) = received else {
+            SPARE.set(Some(buffers));
+            return received.map_ok(|_| Buffers::default());
+        };
+        self.count = count;
+        Poll::Ready(Ok(buffers))
     }
 }
 
@@ -179,5 +204,25 @@ mod tests {
         assert_eq!(handed(&mut arrivals, &socket, 32), []);
         socket.0.lock().unwrap().push((2, b"ff".to_vec(), 2));
         assert_eq!(handed(&mut arrivals, &socket, 32), [packet(2, b"ff")]);
+    }
+
+    #[test]
+    fn sockets_of_a_thread_share_the_buffers_of_which_none_has_more_than_it_needs() {
+        let (socket, silent) = (Came::default(), Came::default());
+        let came = [(2, b"aabb".to_vec(), 2)];
+        socket.0.lock().unwrap().extend(came);
+        let [mut one, mut other] = [(); 2].map(|()| Arrivals::default());
+        assert_eq!(handed(&mut one, &socket, 1), [(2, b"aa".to_vec())]);
+        assert!(one.buffers.is_some(), "a packet waits");
+        assert_eq!(handed(&mut other, &silent, 1), []);
+        assert!(other.buffers.is_none(), "nothing has come");
+        assert_eq!(handed(&mut one, &socket, 1), [(2, b"bb".to_vec())]);
+        assert!(one.buffers.is_none(), "all is handed on");
+        let spare = SPARE.take().expect("it is there for the next");
+        let address = spare.as_ptr();
+        SPARE.set(Some(spare));
+        assert_eq!(handed(&mut other, &silent, 1), []);
+        let same = SPARE.take().expect("it is back");
+        assert_eq!(same.as_ptr(), address, "taken and given back");
     }
 }
