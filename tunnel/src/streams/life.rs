@@ -11,6 +11,7 @@
 
 mod vain;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -154,7 +155,7 @@ impl Life<'_> {
                 Some(next) => next,
                 None => {
                     // Rare, and large: streams shall not all be as large.
-                    let apart = Box::pin(self.apart(entry, flow, (&carrier.link, &vain), local));
+                    let apart = Box::pin(self.apart(entry, flow, (carrier, &vain), local));
                     let Some(next) = apart.await? else {
                         return Ok(None);
                     };
@@ -217,11 +218,12 @@ impl Life<'_> {
         &self,
         entry: &mut Entry,
         flow: &mut Flow,
-        (lost, vain): (&Arc<Link>, &Vain),
+        (carrier, vain): (&mut Carrier, &Vain),
         (read, write): &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     ) -> Result<Option<Next>, Fault> {
         let received = flow.received();
         let streams = &self.peer.streams;
+        let lost = &Arc::clone(&carrier.link);
         let around = (self.stream, &**streams, &**lost);
         let copying = pump::run_apart((read, write), flow, around, self.settings);
         let finding = async {
@@ -236,6 +238,7 @@ impl Life<'_> {
         let found = tokio::select! {
             ended = copying => return ended.map(|()| None),
             found = timeout(left, finding) => found,
+            never = emptied_at_end(carrier) => match never {},
         };
         let found = found.unwrap_or_else(|_| {
             let (site, outage) = (&self.peer.site, self.outage);
@@ -364,6 +367,15 @@ impl Life<'_> {
         tracing::debug!(%stream, %service, again_bytes, "stream goes on");
         Ok(carrier)
     }
+}
+
+/// Empties a carrier that nobody reads any more as soon as its link is over, and never ends. The library keeps what has
+/// come for a stream while a handle of the connection lives, and a stream may be without a carrier for as long as an
+/// outage: a peer that ends one link after the other would have a full window of each kept (T06).
+async fn emptied_at_end(carrier: &mut Carrier) -> Infallible {
+    carrier.link.over().await;
+    carrier.cut(MOVED);
+    std::future::pending().await
 }
 
 /// Answers the peer that resumes a stream.

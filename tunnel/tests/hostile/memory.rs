@@ -3,10 +3,12 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use towpath_protocol::channel::{Begin, Class, LinkId, Open, Preamble, StreamId};
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::PeerConfig;
 
-use crate::harness::{World, name};
+use crate::harness::peer::{answer, joined};
+use crate::harness::{Door, World, name, until};
 use crate::{MEMORY, resident_bytes};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -29,4 +31,56 @@ async fn peers_that_do_not_answer_cost_little_memory() {
     let grown = resident_bytes().saturating_sub(before);
     println!("{} KiB more memory", grown / 1024);
     assert!(grown <= 64 << 20, "{grown} bytes more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t06_links_that_are_over_hold_no_windows() {
+    const LINKS: u16 = 20;
+    /// Bytes that each link brings for a program that does not read: those of all links are more than may be taken.
+    const WINDOW_BYTES: usize = 6 << 20;
+    let _alone = MEMORY.write().await;
+    let door = Door::open().await;
+    let service = tokio::net::UnixListener::bind(&door.config.services[0].socket).unwrap();
+    let mut programs = Vec::new();
+    let chunk = vec![7; WINDOW_BYTES];
+    let mut before = None;
+    for number in 1..=LINKS {
+        let link = joined(&door, LinkId(number.into())).await;
+        let (mut send, mut recv) = link.bulk.open_bi().await.unwrap();
+        let begin = Preamble::Begin(Begin {
+            stream: StreamId(number.into()),
+            open: Open {
+                peer: name("region"),
+                service: name("echo"),
+                class: Class::Bulk,
+            },
+            is_datagrams: false,
+        });
+        send.write_all(&begin.encode()).await.unwrap();
+        let (program, _) = service.accept().await.unwrap();
+        programs.push(program);
+        assert!(matches!(answer(&mut recv).await, Preamble::Opened(_)));
+        // The last of it is in once all is acknowledged.
+        send.write_all(&chunk).await.unwrap();
+        send.finish().unwrap();
+        send.stopped().await.unwrap();
+        let one = u64::from(number);
+        until("the stream is there", || {
+            door.region.status().links[0].streams >= one
+        })
+        .await;
+        link.urgent.close(6_u32.into(), b"a test");
+        link.bulk.close(6_u32.into(), b"a test");
+        until("the link is over", || {
+            door.region.status().links[0].host.is_none()
+        })
+        .await;
+        // The window of the first link has been taken and given back by then.
+        before.get_or_insert_with(resident_bytes);
+    }
+    let grown = resident_bytes().saturating_sub(before.unwrap());
+    println!("{} KiB more memory", grown / 1024);
+    assert!(grown <= 32 << 20, "{grown} bytes more");
+    // Each stream lives, and waits for a link.
+    assert_eq!(door.region.status().links[0].streams, u64::from(LINKS));
 }
