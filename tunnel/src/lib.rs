@@ -75,7 +75,7 @@ use links::{
 use measuring::outlook;
 use operators::{admin, health, last_hour as recent, metrics, page, service_manager as vitals};
 use path::{cruise, windows};
-use quic::{alarm, batch, congestion, malformed, threads as legs, wire};
+use quic::{alarm, batch, congestion, lingering, malformed, threads as legs, wire};
 use shaping::{pace, quota, timetable, turns};
 use state_files as kept;
 use streams::{carrier, datagrams, life as carry, local, pool, pump, resume, seats, serve, tails};

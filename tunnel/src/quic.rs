@@ -7,12 +7,14 @@
 //! | `threads` | the two threads that carry bytes, one per leg |
 //! | `batch` | sockets that send and receive packets in batches |
 //! | `alarm` | timers that are exact to the microsecond |
+//! | `lingering` | ending connections that the library would keep |
 //! | `malformed` | counting datagrams that are no QUIC packets |
 //! | `wire` | reading and writing our messages on QUIC streams |
 
 pub(crate) mod alarm;
 pub(crate) mod batch;
 pub(crate) mod congestion;
+pub(crate) mod lingering;
 pub(crate) mod malformed;
 pub(crate) mod threads;
 pub mod transport;

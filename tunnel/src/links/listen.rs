@@ -27,6 +27,7 @@ use towpath_protocol::version::Speaker;
 use self::gate::{Gate, Verdict};
 use crate::core::Core;
 use crate::distrust::Refused;
+use crate::lingering::Driver;
 use crate::link::{Joint, Link, close};
 use crate::peer::{Peer, speaks};
 use crate::places::Place;
@@ -106,9 +107,13 @@ impl Listener {
 
     async fn welcome(self: Arc<Self>, incoming: Incoming, place: Place<IpAddr>) {
         let source = incoming.remote_address();
-        let shaken = timeout(HANDSHAKE_WAIT, incoming).await;
+        let (accepted, driver) = Driver::spawned_by(|| incoming.accept());
+        let shaken = timeout(HANDSHAKE_WAIT, async { accepted?.await }).await;
         // Whoever has proved an identity takes nothing from strangers any more.
         drop(place);
+        if let (Ok(Err(ConnectionError::ConnectionClosed(_))), Some(driver)) = (&shaken, driver) {
+            driver.end_drained();
+        }
         let connection = match shaken {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) if is_given_up(&error) => {

@@ -16,6 +16,7 @@ use quinn::{AsyncTimer, AsyncUdpSocket, Runtime as Driver, UdpPoller};
 use quinn_proto::{FixedLengthConnectionIdParser, PacketDecodeError, PartialDecode};
 
 use crate::core::Core;
+use crate::lingering;
 use crate::refusals::DropReason;
 
 /// The version of QUIC that is spoken.
@@ -48,7 +49,7 @@ pub(crate) fn is_malformed(datagram: &[u8]) -> bool {
     }
 }
 
-/// Runs QUIC as another driver does, with a count of what is malformed.
+/// Runs QUIC as another driver does, with a count of what is malformed, and ends connections that linger.
 #[derive(Debug)]
 pub(crate) struct Counting {
     pub driver: Arc<dyn Driver>,
@@ -61,7 +62,11 @@ impl Driver for Counting {
     }
 
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.driver.spawn(task);
+        self.driver.spawn(Box::pin(lingering::driving(task)));
+    }
+
+    fn now(&self) -> Clock {
+        self.driver.now() + lingering::ahead()
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {

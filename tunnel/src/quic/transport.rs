@@ -23,7 +23,7 @@ use crate::windows;
 /// [`crate::watch`]; unfinished handshakes of strangers and replaced links are dropped sooner. The
 /// connection remembers all that it asks meanwhile, some thousand packet numbers: a peer that is
 /// gone for good is not worth more, hence the limit.
-const IDLE_TIMEOUT_MAX: Duration = Duration::from_mins(10);
+pub(crate) const IDLE_TIMEOUT_MAX: Duration = Duration::from_mins(10);
 const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(4);
 
 /// Silence after which a connection probes its peer: soon enough to notice a cut, and small against

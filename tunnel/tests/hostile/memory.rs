@@ -8,6 +8,7 @@ use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::PeerConfig;
 
 use crate::harness::peer::{answer, joined};
+use crate::harness::raw::{self, frame};
 use crate::harness::{Door, World, name, until};
 use crate::{MEMORY, resident_bytes};
 
@@ -83,4 +84,21 @@ async fn t06_links_that_are_over_hold_no_windows() {
     assert!(grown <= 32 << 20, "{grown} bytes more");
     // Each stream lives, and waits for a link.
     assert_eq!(door.region.status().links[0].streams, u64::from(LINKS));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t03_a_connection_that_its_first_packet_closes_is_over_soon() {
+    /// As long as packets may be on their way, and a little more.
+    const DRAINED: Duration = Duration::from_secs(5);
+    let _beside_others = MEMORY.read().await;
+    let door = Door::open().await;
+    let (address, socket) = (door.address(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    for number in 0..8_u8 {
+        let datagram = raw::initial(&[number; 8], &[9; 8], frame::close());
+        socket.send_to(&datagram, address).unwrap();
+    }
+    tokio::time::sleep(DRAINED).await;
+    door.region.stop().await;
+    // The endpoint has its port for as long as it has a connection.
+    until("the port is free", || UdpSocket::bind(address).is_ok()).await;
 }
