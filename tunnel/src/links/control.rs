@@ -18,6 +18,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
 use crate::link::Link;
+use crate::peer::Peer;
 use crate::streams::table::{Call, End, Found, Streams};
 use crate::wire;
 
@@ -154,27 +155,27 @@ impl News {
 /// that waits for another thread costs more than the word, and a fast link has a thousand a second.
 pub(crate) fn attend(
     thread: &Handle,
-    streams: &Arc<Streams>,
+    peer: &Arc<Peer>,
     link: &Arc<Link>,
     (send, recv): (SendStream, RecvStream),
     stall: Duration,
 ) {
     let (talker, listener) = (Arc::clone(link), Arc::clone(link));
-    let (told, heard) = (Arc::clone(streams), Arc::clone(streams));
+    let (told, heard) = (Arc::clone(peer), Arc::clone(peer));
     thread.spawn(async move {
-        if let Err(fault) = talk(&told, &talker, send, stall).await {
-            end(&talker, fault);
+        if let Err(fault) = talk(&told.streams, &talker, send, stall).await {
+            end(&told, &talker, fault);
         }
     });
     thread.spawn(async move {
-        let fault = listen(&heard, &listener, recv).await;
-        end(&listener, fault);
+        let fault = listen(&heard.streams, &listener, recv).await;
+        end(&heard, &listener, fault);
     });
 }
 
 /// Ends a link whose own words have come to an end in one direction, for none of the two does without the other: what
 /// is to be said would be kept for ever, or never be heard. Its streams go on over the next one.
-fn end(link: &Link, fault: Fault) {
+fn end(peer: &Peer, link: &Link, fault: Fault) {
     // One that is over says so itself.
     if link.is_over() {
         return;
@@ -186,8 +187,9 @@ fn end(link: &Link, fault: Fault) {
         }
         _ => fault,
     };
-    let peer = &link.peer;
-    tracing::warn!(target: "audit", %peer, %fault, "link ended");
+    if let Some(untold) = peer.told.wrong.next() {
+        tracing::warn!(target: "audit", peer = %link.peer, %fault, untold, "link ended");
+    }
     link.close(fault.code, &fault.detail);
 }
 

@@ -590,8 +590,11 @@ impl Peer {
         if let Some(fault) = refused {
             return Err(fault);
         }
-        let (peer, dialler) = (&link.peer, &link.dialler);
-        tracing::info!(%peer, %dialler, link = %format_args!("{:032x}", link.id.0), "link up");
+        if let Some(untold) = self.told.links.next() {
+            let (peer, dialler) = (&link.peer, &link.dialler);
+            let link = format_args!("{:032x}", link.id.0);
+            tracing::info!(%peer, %dialler, %link, untold, "link up");
+        }
         tokio::spawn(Arc::clone(self).attend(Arc::clone(link)));
         Ok(())
     }
@@ -656,7 +659,9 @@ impl Peer {
             self.note_lost(&link);
         }
         let peer = &link.peer;
-        tracing::info!(%peer, reason, "link down");
+        if let Some(untold) = self.told.links.next() {
+            tracing::info!(%peer, reason, untold, "link down");
+        }
         if is_denied {
             standing::note_denied(&self, peer);
         }

@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
+use towpath_daemon::lines::Lines;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_daemon::socket::Socket;
 use towpath_daemon::stream::told_here;
@@ -49,6 +50,7 @@ pub(crate) async fn serve(
     let listener = socket.for_tokio()?;
     let places = Arc::new(Semaphore::new(core.limits.local_streams));
     let refusals = Arc::new(Semaphore::new(REFUSAL_COUNT_MAX));
+    let failures = Lines::default();
     loop {
         let accepted = tokio::select! {
             () = stop.requested() => return Ok(()),
@@ -57,7 +59,9 @@ pub(crate) async fn serve(
         let local = match accepted {
             Ok((local, _)) => local,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a local stream");
+                if let Some(untold) = failures.next() {
+                    tracing::warn!(%error, untold, "cannot accept a local stream");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }

@@ -36,13 +36,18 @@ const REFUSAL_WAIT: Duration = Duration::from_secs(5);
 /// How long a local service may take to accept: it is on this host.
 const SERVICE_WAIT: Duration = Duration::from_secs(2);
 
-/// Which streams that a peer opens in vain, or that end with an outage, have a line of the log: it may open 200 a second. Each peer has its own, so
-/// that none keeps what others ask for out of the log.
+/// Which streams that a peer opens in vain, or that end with an outage, have a line of the log, and which of its links:
+/// it may open 200 streams a second, and link after link. Each peer has its own, so that none keeps what others ask for
+/// out of the log.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     denied: Lines,
     unreached: Lines,
     pub outages: Lines,
+    /// Words that no peer says which keeps to the rules.
+    pub wrong: Lines,
+    /// Links that come and go.
+    pub links: Lines,
 }
 
 impl Told {
@@ -78,7 +83,7 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
     let peer = core.peers.get(&link.peer.site);
     if let (Some(peer), Some(control)) = (peer, link.take_control()) {
         let thread = core.legs.driving(Leg::Urgent, link.dialler == core.site);
-        control::attend(thread, &peer.streams, link, control, core.stall());
+        control::attend(thread, peer, link, control, core.stall());
     }
     for leg in [Leg::Urgent, Leg::Bulk] {
         if let Some(peer) = peer {
@@ -114,25 +119,30 @@ async fn serve(core: &Arc<Core>, leg: Leg, mut carrier: Carrier, strikes: &Strik
         Ok(First::Resume(resume)) => {
             let link = Arc::clone(&carrier.link);
             if let Err(fault) = resume_stream(core, leg, carrier, resume).await {
-                strike(&link, &fault, strikes);
+                strike(core, &link, &fault, strikes);
             }
         }
         Err(fault) => {
             carrier.cut(wire::code(fault.code));
-            strike(&carrier.link, &fault, strikes);
+            strike(core, &carrier.link, &fault, strikes);
         }
     }
 }
 
 /// Notes a stream whose first words were none; a peer with several of them at a time loses its link.
-fn strike(link: &Link, fault: &Fault, strikes: &Strikes) {
-    // A program that gives up at once, or a link that goes, takes a stream back before its first words.
-    if fault.code == Code::Unreachable {
+fn strike(core: &Core, link: &Link, fault: &Fault, strikes: &Strikes) {
+    // A program that gives up at once, or a link that goes, takes a stream back before its first words. A link
+    // that is over has had its word: the last strike ended it.
+    if fault.code == Code::Unreachable || link.is_over() {
         tracing::debug!(peer = %link.peer, %fault, "stream taken back");
         return;
     }
     let is_last = strikes.add(Instant::now());
-    tracing::warn!(target: "audit", peer = %link.peer, %fault, is_last, "stream refused");
+    let peer = core.peers.get(&link.peer.site);
+    if let Some(untold) = peer.and_then(|peer| peer.told.wrong.next()) {
+        let peer = &link.peer;
+        tracing::warn!(target: "audit", %peer, %fault, is_last, untold, "stream refused");
+    }
     if is_last {
         link.close(fault.code, "too many streams without whole first words");
     }
