@@ -13,11 +13,13 @@ use towpath_daemon::socket::Socket;
 use towpath_daemon::stream::told_here;
 use towpath_protocol::channel::{Begin, Class, Leg, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
 
 use crate::carrier::Carrier;
 use crate::core::{self, Core};
 use crate::link::Link;
 use crate::peer::Peer;
+use crate::places::{Place, Places};
 use crate::seats::Guest;
 use crate::streams::table::{Beginner, Entry, Meter, Purpose};
 use crate::{carry, wire};
@@ -37,6 +39,88 @@ const OPEN_WAIT: Duration = Duration::from_secs(5);
 /// How long a stream that is being opened waits for the link that takes a lost one's place.
 const REPLACED_WAIT: Duration = Duration::from_millis(100);
 
+/// The part of the places for local streams that is kept for moves.
+const KEPT_PART: usize = 4;
+
+/// The part of the other places in which applications may wait for one peer.
+const WAITING_PART: usize = 2;
+
+/// The places of local streams. Which program is a move's shows only once it has said for which class it asks, so one
+/// that finds only a place that is kept has that until then.
+#[derive(Debug)]
+struct LocalPlaces {
+    /// Those that are for everybody.
+    open: Arc<Semaphore>,
+    /// Those that are for moves.
+    kept: Arc<Semaphore>,
+    open_count: usize,
+    /// Applications that wait for an answer, by the peer that they ask.
+    waiting: Arc<Places<Name>>,
+    waiting_max: usize,
+}
+
+impl LocalPlaces {
+    fn new(count: usize) -> Self {
+        let kept = count / KEPT_PART;
+        let open = count - kept;
+        Self {
+            open: Arc::new(Semaphore::new(open)),
+            kept: Arc::new(Semaphore::new(kept)),
+            open_count: open,
+            waiting: Arc::default(),
+            waiting_max: open.div_ceil(WAITING_PART),
+        }
+    }
+
+    /// A place, if one is free.
+    fn take(self: &Arc<Self>) -> Option<LocalPlace> {
+        let take = |row: &Arc<Semaphore>| Arc::clone(row).try_acquire_owned().ok();
+        let open = take(&self.open).map(|permit| (permit, false));
+        let (permit, is_kept) = open.or_else(|| Some((take(&self.kept)?, true)))?;
+        Some(LocalPlace {
+            places: Arc::clone(self),
+            is_kept,
+            _permit: permit,
+        })
+    }
+}
+
+/// A local stream's place, until it is dropped.
+#[derive(Debug)]
+struct LocalPlace {
+    places: Arc<LocalPlaces>,
+    /// The place is one of those for moves.
+    is_kept: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl LocalPlace {
+    /// Lets a program wait for the peer that it asks, for as long as the answer is kept; a move's may always.
+    ///
+    /// # Errors
+    ///
+    /// `E_BUSY` for an application if the place is kept for moves, or if too many wait for that peer.
+    fn wait_for(&self, open: &Open) -> Result<Option<Place<Name>>, Fault> {
+        if Guest::of(open.class) == Guest::Move {
+            return Ok(None);
+        }
+        if self.is_kept {
+            let open = self.places.open_count;
+            let detail =
+                format!("{open} local streams are open, and the other places are for moves");
+            return Err(Fault::new(Code::Busy, detail));
+        }
+        let taken = self.places.waiting.take_if(&open.peer, |_, theirs| {
+            if theirs < self.places.waiting_max {
+                return Ok(());
+            }
+            let detail = format!("{theirs} local streams wait for {}", open.peer);
+            Err(Fault::new(Code::Busy, detail))
+        });
+        taken.map(Some)
+    }
+}
+
 /// Serves local programs until the tunnel stops.
 ///
 /// # Errors
@@ -48,7 +132,7 @@ pub(crate) async fn serve(
     mut stop: Shutdown,
 ) -> Result<(), Fault> {
     let listener = socket.for_tokio()?;
-    let places = Arc::new(Semaphore::new(core.limits.local_streams));
+    let places = Arc::new(LocalPlaces::new(core.limits.local_streams));
     let refusals = Arc::new(Semaphore::new(REFUSAL_COUNT_MAX));
     let failures = Lines::default();
     loop {
@@ -69,10 +153,12 @@ pub(crate) async fn serve(
         if socket.check_peer(&local).is_err() {
             continue;
         }
-        let (permit, is_admitted) = match Arc::clone(&places).try_acquire_owned() {
-            Ok(permit) => (permit, true),
-            Err(_) => match Arc::clone(&refusals).try_acquire_owned() {
-                Ok(permit) => (permit, false),
+        let place = places.take();
+        // Held for as long as the program is told, or not at all.
+        let refusal = match &place {
+            Some(_) => None,
+            None => match Arc::clone(&refusals).try_acquire_owned() {
+                Ok(permit) => Some(permit),
                 Err(_) => continue,
             },
         };
@@ -86,10 +172,13 @@ pub(crate) async fn serve(
             let Ok(mut local) = UnixStream::from_std(local) else {
                 return;
             };
-            if !is_admitted {
+            let _refusal = refusal;
+            let Some(place) = place else {
                 turn_away(&core, &mut local).await;
-            } else if let Some(begun) = converse(&core, &mut local).await {
-                carry_on(core, local, begun, permit);
+                return;
+            };
+            if let Some(begun) = converse(&core, &mut local, &place).await {
+                carry_on(core, local, begun, place);
             }
         });
     }
@@ -105,7 +194,7 @@ async fn turn_away(core: &Core, local: &mut UnixStream) {
 }
 
 /// Hears what a program wants and answers; gives the stream if it has one.
-async fn converse(core: &Core, local: &mut UnixStream) -> Option<Begun> {
+async fn converse(core: &Core, local: &mut UnixStream, place: &LocalPlace) -> Option<Begun> {
     let opened = match read_open(core, local).await {
         Ok(open) if is_about_trust(core, &open) => {
             let told = core.trust.check_fresh();
@@ -114,7 +203,10 @@ async fn converse(core: &Core, local: &mut UnixStream) -> Option<Begun> {
             answer(local, &told).await;
             return None;
         }
-        Ok(open) => begin(core, &open, Kind::default()).await,
+        Ok(open) => match place.wait_for(&open) {
+            Ok(_waiting) => begin(core, &open, Kind::default()).await,
+            Err(fault) => Err(fault),
+        },
         Err(fault) => Err(fault),
     };
     let answered = match &opened {
@@ -126,11 +218,11 @@ async fn converse(core: &Core, local: &mut UnixStream) -> Option<Begun> {
 }
 
 /// Carries a stream on the thread of its leg.
-fn carry_on(core: Arc<Core>, local: UnixStream, begun: Begun, permit: OwnedSemaphorePermit) {
+fn carry_on(core: Arc<Core>, local: UnixStream, begun: Begun, place: LocalPlace) {
     let thread = core.legs.handle(begun.entry.stream.class.leg()).clone();
     let Ok(local) = local.into_std() else { return };
     thread.spawn(async move {
-        let _permit = permit;
+        let _place = place;
         let Ok(mut local) = UnixStream::from_std(local) else {
             return;
         };

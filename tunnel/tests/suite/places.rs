@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::harness::{Pair, SOON, accept, echo, name, soon, until};
+use crate::harness::{Pair, SOON, accept, echo, name, open, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, timeout};
@@ -46,6 +46,50 @@ async fn applications_leave_a_move_its_streams() {
     // When one ends, there is room again.
     held.pop();
     soon(pair.open("echo", Class::App)).await.unwrap();
+}
+
+/// Asks of applications that wait for the peer take neither a move's places at the local socket nor all of the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_wait_leave_places_to_a_move_and_to_others() {
+    const PLACES: usize = 16;
+    /// Of the places, those that are not kept for moves, and the part of them in which programs may wait for one peer.
+    const OPEN: usize = PLACES - PLACES / 4;
+    const WAITING: usize = OPEN / 2;
+    let change = |edge: &mut Config, region: &mut Config| {
+        few(edge, region);
+        edge.limits.local_streams = PLACES;
+    };
+    let pair = Pair::start_with(change, None).await;
+    let _echo = echo(pair.echo());
+    let mut held = Vec::new();
+    for _ in 0..STREAMS - STREAMS / 4 {
+        held.push(pair.open("echo", Class::App).await.unwrap());
+    }
+    // The peer takes no more of them, so these wait until they are given up.
+    let began = Instant::now();
+    let asking = (0..PLACES).map(|_| {
+        let socket = pair.edge_config.socket.clone();
+        tokio::spawn(async move {
+            let fault = open(&socket, "region", "echo", Class::App)
+                .await
+                .unwrap_err();
+            (fault, began.elapsed())
+        })
+    });
+    let asking: Vec<_> = asking.collect();
+    sleep(Duration::from_millis(500)).await;
+    for class in [Class::Control, Class::Demand] {
+        held.push(pair.open("echo", class).await.unwrap());
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(2), "lanes took {took:?}");
+    let mut waited = 0;
+    for program in asking {
+        let (fault, took) = soon(program).await.unwrap();
+        assert_eq!(fault.code, Code::Busy, "{fault}");
+        waited += usize::from(took > Duration::from_secs(2));
+    }
+    assert_eq!(waited, WAITING);
 }
 
 /// A channel from the edge to a service of the region.
@@ -130,7 +174,7 @@ async fn streams_that_live_go_on_at_once_however_many_they_are() {
     let change = |edge: &mut Config, region: &mut Config| {
         for site in [edge, region] {
             site.limits.peer_streams = 1024;
-            site.limits.local_streams = MANY as usize;
+            site.limits.local_streams = 2 * MANY as usize;
         }
     };
     let pair = Pair::start_with(change, Some(Direction::default())).await;
