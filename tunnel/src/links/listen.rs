@@ -30,7 +30,7 @@ use crate::distrust::Refused;
 use crate::lingering::Driver;
 use crate::link::{Joint, Link, close};
 use crate::peer::{Peer, speaks};
-use crate::places::Place;
+use crate::places::{Place, Places};
 use crate::refusals::DropReason;
 use crate::{distrust, serve, wire};
 
@@ -43,6 +43,10 @@ const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 /// First connections that wait for their second, of one peer: its overlapping attempts.
 const PENDING_COUNT_MAX: usize = 8;
 
+/// Connections of one host that have come to no link yet: two for each of its overlapping attempts. Each may bring a
+/// whole window before its first words (T06).
+const UNJOINED_COUNT_MAX: usize = 2 * PENDING_COUNT_MAX;
+
 /// A first connection that waits for its link's second.
 struct Pending {
     connection: Connection,
@@ -50,6 +54,8 @@ struct Pending {
     leg: Leg,
     answer: SendStream,
     recv: RecvStream,
+    /// The connection's place among those that have come to no link yet.
+    _place: Place<HostIdentity>,
 }
 
 /// Accepts until the tunnel stops.
@@ -58,6 +64,7 @@ pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdo
         core,
         gate: Gate::new(Clock::now()),
         pending: Mutex::default(),
+        unjoined: Arc::default(),
         lines: Lines::default(),
     });
     loop {
@@ -76,6 +83,8 @@ struct Listener {
     core: Arc<Core>,
     gate: Gate,
     pending: Mutex<BTreeMap<(HostIdentity, LinkId), Pending>>,
+    /// Connections that have come to no link yet, by whose they are.
+    unjoined: Arc<Places<HostIdentity>>,
     /// Which refusals have a line of the log; all are counted.
     lines: Lines,
 }
@@ -180,6 +189,13 @@ impl Listener {
             self.core.refused.note(refused);
             Fault::new(Code::Denied, detail)
         })?;
+        let place = self.unjoined.take_if(&host, |_, theirs| {
+            if theirs < UNJOINED_COUNT_MAX {
+                return Ok(());
+            }
+            let detail = format!("{theirs} connections of {host} have come to no link");
+            Err(Fault::new(Code::Busy, detail))
+        })?;
         let wait = self.core.preamble_wait();
         let first = timeout(wait, first_words(connection, wait)).await;
         let (join, mut answer, recv) =
@@ -210,6 +226,7 @@ impl Listener {
             leg,
             answer,
             recv,
+            _place: place,
         };
         match self.pair(&join, this)? {
             Some((urgent, bulk)) => self.link(peer, &join, version, (urgent, bulk)).await,

@@ -3,13 +3,14 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use quinn::{Connection, ConnectionError};
 use towpath_protocol::channel::{Begin, Class, LinkId, Open, Preamble, StreamId};
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::PeerConfig;
 
-use crate::harness::peer::{answer, joined};
+use crate::harness::peer::{answer, join, joined};
 use crate::harness::raw::{self, frame};
-use crate::harness::{Door, World, name, until};
+use crate::harness::{Door, World, name, soon, until};
 use crate::{MEMORY, resident_bytes};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,4 +102,45 @@ async fn t03_a_connection_that_its_first_packet_closes_is_over_soon() {
     door.region.stop().await;
     // The endpoint has its port for as long as it has a connection.
     until("the port is free", || UdpSocket::bind(address).is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t03_connections_of_one_host_that_say_nothing_are_few() {
+    /// Connections of one host that may have come to no link yet.
+    const FEW: usize = 16;
+    let _beside_others = MEMORY.read().await;
+    let door = Door::patient().await;
+    let mut connections = Vec::new();
+    for _ in 0..40 {
+        connections.push(door.connect(door.client()).await.unwrap());
+    }
+    let closed = || {
+        let reasons = connections.iter().map(Connection::close_reason);
+        reasons.flatten().collect::<Vec<_>>()
+    };
+    until("most are closed", || {
+        closed().len() >= connections.len() - FEW
+    })
+    .await;
+    let reasons = closed();
+    assert_eq!(reasons.len(), connections.len() - FEW, "{reasons:?}");
+    let is_told = |reason: &ConnectionError| reason.to_string().contains("have come to no link");
+    assert!(reasons.iter().all(is_told), "{reasons:?}");
+    // Those that end give their places back.
+    for connection in &connections {
+        connection.close(0_u32.into(), b"a test");
+    }
+    let link = async {
+        loop {
+            let connection = door.connect(door.client()).await.unwrap();
+            let (_send, mut recv) = join(&connection, |_| ()).await;
+            let brief = Duration::from_millis(200);
+            let refused = tokio::time::timeout(brief, connection.closed()).await;
+            if refused.is_err() {
+                drop(recv.stop(0_u32.into()));
+                return;
+            }
+        }
+    };
+    soon(link).await;
 }
