@@ -110,6 +110,7 @@ impl Tunnel {
     ///
     /// `E_CONFIG`, `E_CERTIFICATE`, `E_ALREADY_RUNNING`, `E_PATH` or `E_IO`, with what to do.
     pub async fn start(config: &Config) -> Result<Self, Fault> {
+        let hangups = vitals::hangups()?;
         config.check().map_err(|wrong| {
             let detail = format!("{}: {}", wrong.key, wrong.why);
             Fault::new(Code::Config, detail)
@@ -136,6 +137,8 @@ impl Tunnel {
             _state_lock: state_lock.flatten(),
         };
         tunnel.spawn(socket, admin, http, &stop);
+        let telling = vitals::tell(Arc::clone(&tunnel.core), hangups, stop);
+        tunnel.tasks.spawn(telling);
         let host = tunnel.core.trust.host();
         let listen = tunnel.listen_address.map(tracing::field::display);
         let identity = tunnel.core.trust.current();
@@ -182,7 +185,6 @@ impl Tunnel {
         if let Some(http) = http {
             keep(tasks, http::serve_loopback(http, router, stop.clone()));
         }
-        tasks.spawn(vitals::tell(Arc::clone(core), stop.clone()));
     }
 
     /// The UDP address where links are accepted.

@@ -686,6 +686,36 @@ fn a_second_tunnel_is_told_of_the_first_though_its_address_is_taken_too() {
 }
 
 #[test]
+fn a_hangup_while_it_starts_ends_no_tunnel() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, state) = (folder.path().join("notify"), folder.path().join("state"));
+    let text = fs::read_to_string(tunnel_config(folder.path())).unwrap();
+    let text = format!("state_dir = \"{}\"\n{text}", state.display());
+    let config = write(folder.path(), "kept.toml", &text);
+    let notify = UnixDatagram::bind(&path).unwrap();
+    notify.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut tunnel = start_tunnel(&config, &path, &["--until-stdin-closes"]);
+    // Its lock comes before all that takes time.
+    let deadline = Instant::now() + DEADLINE;
+    while !fs::read_dir(&state).is_ok_and(|mut files| files.next().is_some()) {
+        assert!(Instant::now() < deadline, "it takes no lock");
+        std::thread::yield_now();
+    }
+    kill_process(Pid::from_child(&tunnel), Signal::HUP).unwrap();
+    let mut heard = [0; 512];
+    let count = loop {
+        match notify.recv(&mut heard) {
+            // A wait with a limit is not taken up again after a signal.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => break other.unwrap(),
+        }
+    };
+    assert!(heard[..count].starts_with(b"READY=1"));
+    drop(tunnel.stdin.take());
+    assert_eq!(end_of(tunnel).status, 0);
+}
+
+#[test]
 fn a_tunnel_says_when_it_is_ready_is_there_once_and_ends_when_told() {
     let folder = tempfile::tempdir().unwrap();
     let config = tunnel_config(folder.path());

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use towpath_daemon::liveness::{self, Part};
 use towpath_daemon::notify;
 use towpath_daemon::shutdown::Shutdown;
@@ -14,14 +14,26 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::core::Core;
 use crate::reload;
 
-/// Tells the service manager until the tunnel stops.
+/// Catches SIGHUP from now on: one that comes before would end the process.
 ///
 /// # Errors
 ///
-/// `E_IO` if the signal cannot be caught or no thread can be had.
-pub(crate) async fn tell(core: Arc<Core>, mut stop: Shutdown) -> Result<(), Fault> {
-    let mut hangups = signal(SignalKind::hangup())
-        .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))?;
+/// `E_IO` if the signal cannot be caught.
+pub(crate) fn hangups() -> Result<Signal, Fault> {
+    signal(SignalKind::hangup())
+        .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))
+}
+
+/// Tells the service manager until the tunnel stops, and has all read again at each hangup.
+///
+/// # Errors
+///
+/// `E_IO` if no thread can be had.
+pub(crate) async fn tell(
+    core: Arc<Core>,
+    mut hangups: Signal,
+    mut stop: Shutdown,
+) -> Result<(), Fault> {
     // Whoever asks for the links takes the locks that every stream and every handshake takes.
     let asked = Arc::clone(&core);
     let links = Part::new("links", Handle::current(), move || Some(line(&asked)));
