@@ -1,9 +1,15 @@
-//! Request bodies with a cap on size and depth, parsed into a type once.
+//! Request bodies with a cap on size, depth and time, parsed into a type once.
 
+use std::time::Duration;
+
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::problem::Problem;
@@ -14,16 +20,46 @@ pub const BODY_BYTES_MAX: usize = 64 << 10;
 /// Deepest nesting of a request. The deepest type in use has three levels.
 pub const DEPTH_MAX: usize = 16;
 
+/// How long a client may take for its request's body, which others wait behind for its place: a local one needs
+/// microseconds.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A JSON body that parsed into `T`.
 #[derive(Debug, Clone, Copy)]
 pub struct Strict<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Strict<T> {
-    type Rejection = Problem;
+    type Rejection = Rejection;
 
-    async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
-        let bytes = collect(request.into_body()).await?;
-        Ok(parse(&bytes).map(Self)?)
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Rejection> {
+        let collecting = collect(request.into_body());
+        let collected = timeout(BODY_TIMEOUT, collecting).await;
+        let bytes = collected
+            .map_err(|_| Rejection::Late)?
+            .map_err(Rejection::Wrong)?;
+        parse(&bytes).map(Self).map_err(Rejection::Wrong)
+    }
+}
+
+/// Why a body is refused.
+#[derive(Debug)]
+pub enum Rejection {
+    /// The whole of it did not come in time.
+    Late,
+    /// It is not what the route takes.
+    Wrong(Fault),
+}
+
+impl IntoResponse for Rejection {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Late => {
+                let cause = format!("the request's body did not come within {BODY_TIMEOUT:?}");
+                let problem = Problem::new(Code::Stalled, cause);
+                (StatusCode::REQUEST_TIMEOUT, Json(problem)).into_response()
+            }
+            Self::Wrong(fault) => Problem::from(fault).into_response(),
+        }
     }
 }
 

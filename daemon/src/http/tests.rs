@@ -3,7 +3,7 @@
 use super::*;
 use crate::client::Client;
 use crate::shutdown;
-use crate::strict::Strict;
+use crate::strict::{BODY_TIMEOUT, Strict};
 use axum::Json;
 use axum::routing::{get, post};
 use serde_json::{Value, json};
@@ -186,6 +186,27 @@ async fn l05_a_slow_header_is_cut_off() {
         let answer = answered.await.expect("it is not cut off");
         let told = "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         assert_eq!(answer, told);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn l05_a_slow_body_is_cut_off_and_leaves_its_place() {
+    with_server(async |client, _| {
+        let path = client.socket();
+        let head = "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
+        let slow = (0..CLIENTS_MAX).map(|_| {
+            let path = path.to_owned();
+            tokio::spawn(async move { raw(&path, head).await })
+        });
+        let slow: Vec<_> = slow.collect();
+        for client in slow {
+            let answered = tokio::time::timeout(2 * BODY_TIMEOUT, client);
+            let answer = answered.await.expect("it is not cut off").unwrap();
+            assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        }
+        let answer: Value = client.post("/echo", &json!({"a": 1})).await.unwrap();
+        assert_eq!(answer, json!({"a": 1}));
     })
     .await;
 }
