@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!   connected ─► Join on both ─┬──────────────────────► Joined on both ─► taken into its place
-//!                              └─► presumed: taken ───► Joined on both ─► attended to
+//!                              └─► presumed: taken ───► Joined on both ─► attended to, under other terms if need be
 //! ```
 //!
 //! A link that an outage took was one with a known run of the peer's tunnel. The one that answers next from the same
 //! host is presumed to be that run still, and its link is taken into its place before it has said so: streams ask it
 //! to go on a round trip sooner. It answers them only once it has taken the link itself, so one that turns out to be
 //! another run, or to take no link, has lost nothing of them; and then nothing is presumed until a link was joined.
+//! Streams begin only once the peer has said that it takes the link: another run would serve them, and this side would
+//! know them as streams of the run before. Where it is another run, a link with that run goes on over the connections.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -130,7 +132,8 @@ impl Joining<'_> {
         Ok(())
     }
 
-    /// Takes the link at once, and gives it up if the peer does not say what was presumed.
+    /// Takes the link at once. If the peer turns out to be another run, another link takes the connections over; if it
+    /// takes no link, this one is given up.
     async fn presuming(self, presumed: Terms) -> Result<(), Unreached> {
         let mut words = in_time(&self.peer.site, self.ask())
             .await
@@ -138,23 +141,28 @@ impl Joining<'_> {
         let link = Arc::new(self.link(presumed).presumed());
         self.take(&link)?;
         let joined = in_time(&self.peer.site, self.hear(&mut words)).await;
-        let wrong = match joined {
+        let taken = match joined {
             Ok(terms) if terms.fit(presumed) => {
                 link.hear_of_path(&PathReport {
                     receive_rate_max: terms.receive_rate_max.map(Rate::bytes_per_second),
                     filled_bytes_per_second: None,
                 });
-                link.note_joined();
+                self.peer.note_joined(&link);
+                Ok(Arc::clone(&link))
+            }
+            Ok(terms) => {
+                let anew = Arc::new(self.link(terms));
+                self.take(&anew).map(|()| anew)
+            }
+            Err(fault) => Err(self.refused(fault)),
+        };
+        let unreached = match taken {
+            Ok(link) => {
                 self.attend(&link, words);
                 return Ok(());
             }
-            Ok(_) => {
-                let detail = format!("the tunnel of {} was started anew", self.host);
-                Fault::new(Code::State, detail)
-            }
-            Err(fault) => fault,
+            Err(unreached) => unreached,
         };
-        let unreached = self.refused(wrong);
         // What it says of the end of a link that was none is not why there is none.
         self.peer.without(&link).await;
         Err(unreached)

@@ -1,5 +1,6 @@
 //! A link: the two connections to one peer, while they live.
 
+mod end;
 mod looks;
 mod measured;
 mod wishes;
@@ -11,8 +12,9 @@ use std::time::{Duration, Instant as Clock};
 
 use bytes::Bytes;
 use quinn::crypto::rustls::HandshakeData;
-use quinn::{Connection, ConnectionError, ConnectionStats, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ConnectionStats, RecvStream, SendStream, VarInt};
 use rustls::NamedGroup;
+use tokio::sync::watch;
 use towpath_protocol::channel::{Class, Leg, LinkId, RunId};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
@@ -27,6 +29,7 @@ use crate::counters::Counters;
 use crate::cruise::Cruise;
 use crate::estimate::Estimate;
 use crate::join::Terms;
+use crate::network;
 use crate::pace::Pace;
 use crate::peer::Peer;
 use crate::shares::{Shares, cap_text};
@@ -35,7 +38,7 @@ use crate::streams::table::Party;
 use crate::turns::Turns;
 use crate::watch::Hearing;
 use crate::windows::{self, Memory, Windows};
-use crate::{network, wire};
+pub(crate) use end::close;
 use looks::{Rounds, seen, wire_bytes};
 pub(crate) use measured::{LegStanding, Measured, Trouble, per_million};
 use wishes::Wishes;
@@ -104,6 +107,8 @@ pub(crate) struct Link {
     is_given_up: AtomicBool,
     /// Whether the peer has said that it takes part.
     is_joined: AtomicBool,
+    /// Whether another link has taken its connections over.
+    let_go: watch::Sender<bool>,
     windows: Mutex<Windows>,
     /// Bytes of streams taken from the bulk connection.
     received_bulk: AtomicU64,
@@ -198,6 +203,7 @@ impl Link {
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             is_joined: AtomicBool::new(true),
+            let_go: watch::Sender::new(false),
             windows: Mutex::new(Windows::new(memory)),
             received_bulk: AtomicU64::new(0),
             tail_bytes: AtomicU64::new(0),
@@ -307,42 +313,9 @@ impl Link {
         self.connection(leg).rtt()
     }
 
-    /// Whether one of the connections is over, and with it the link.
-    pub(crate) fn is_over(&self) -> bool {
-        self.urgent.close_reason().is_some() || self.bulk.close_reason().is_some()
-    }
-
     /// Whether nothing can be expected of the path just now.
     pub(crate) fn is_ill(&self) -> bool {
         self.is_stalled() || self.is_over()
-    }
-
-    /// Waits until one of the connections is over.
-    pub(crate) async fn over(&self) {
-        tokio::select! {
-            _ = self.urgent.closed() => {}
-            _ = self.bulk.closed() => {}
-        }
-    }
-
-    /// Whether one side has ended the link, and its streams with it.
-    pub(crate) fn is_farewell(&self) -> bool {
-        self.is_given_up.load(Ordering::Relaxed) || self.is_closed_with(Code::Gone)
-    }
-
-    /// Whether the peer has ended it because our certificate is revoked: it ends a link that is up with that code for
-    /// nothing else.
-    pub(crate) fn is_denied(&self) -> bool {
-        self.is_joined() && self.is_closed_with(Code::Denied)
-    }
-
-    /// Whether the peer has closed one of the connections with a code.
-    fn is_closed_with(&self, code: Code) -> bool {
-        let code: VarInt = wire::code(code);
-        [&self.urgent, &self.bulk].into_iter().any(|connection| {
-            let reason = connection.close_reason();
-            matches!(reason, Some(ConnectionError::ApplicationClosed(close)) if close.error_code == code)
-        })
     }
 
     /// Who is at the other end.
@@ -428,17 +401,6 @@ impl Link {
         };
         if retired.is_some_and(|since| since.elapsed() > time) {
             self.close(Code::State, "another link has taken its place");
-        }
-    }
-
-    /// Ends the link; the peer is told why.
-    pub(crate) fn close(&self, why: Code, words: &str) {
-        let is_passing = matches!(why, Code::State | Code::Unreachable | Code::Stalled);
-        // What the peer said is forgotten by its connection as soon as we close that.
-        let is_final = !is_passing || self.is_farewell();
-        self.is_given_up.fetch_or(is_final, Ordering::Relaxed);
-        for connection in [&self.urgent, &self.bulk] {
-            close(connection, why, words);
         }
     }
 
@@ -565,6 +527,7 @@ impl Link {
         let mut rounds = Rounds::default();
         let reason = loop {
             tokio::select! {
+                () = self.until_let_go() => break "it goes on under other terms".to_owned(),
                 reason = self.urgent.closed() => break reason.to_string(),
                 reason = self.bulk.closed() => break reason.to_string(),
                 _ = ticks.tick() => self.listen(&mut rounds, &on_change),
@@ -734,13 +697,4 @@ impl Link {
             self.bulk.set_receive_window(bytes);
         }
     }
-}
-
-/// Closes a connection; the peer is told why, however full the path is.
-pub(crate) fn close(connection: &Connection, why: Code, words: &str) {
-    let code: VarInt = wire::code(why);
-    if let Some(delay) = Delay::of(connection) {
-        delay.part();
-    }
-    connection.close(code, words.as_bytes());
 }

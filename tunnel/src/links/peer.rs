@@ -11,6 +11,8 @@
 //! A link whose place another one took works on until its streams have moved. If the newer one is over
 //! before, the older is back in its place.
 
+mod state;
+
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +47,7 @@ use crate::standing::Chain;
 use crate::streams::table::Streams;
 use crate::watch::Hearing;
 use crate::{probe, standing, status, timetable, transport};
+pub(crate) use state::{Barred, State, Unreached};
 
 /// New streams per second a peer may begin; a move begins four, an application a few per request.
 const STREAMS_PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not zero");
@@ -55,58 +58,6 @@ const LOSS_COUNT_MAX: usize = 32;
 /// Links that are kept beside the newest for streams that have not moved (T06): each holds windows of its own, and
 /// a peer may dial as often as it likes.
 const RETIRED_COUNT_MAX: usize = 2;
-
-/// What is known about the way to a peer.
-#[derive(Debug, Clone)]
-pub(crate) struct State {
-    pub link: Option<Arc<Link>>,
-    /// Whether the peer is heard over it.
-    pub hearing: Hearing,
-    /// A new link is wanted although this one works.
-    pub is_outdated: bool,
-    /// Why there is no link, or why the one before ended.
-    pub reason: String,
-    /// What to do about that, where whoever met it knows.
-    pub remedy: Option<String>,
-    /// What no waiting mends, until there is a link again.
-    pub barred: Option<Barred>,
-    pub since: SystemTime,
-}
-
-/// What no waiting mends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Barred {
-    /// A certificate is revoked: the peer's, which we refuse, or ours, as the peer says.
-    Revoked(Whose),
-    /// The peer has no version in common with us.
-    NoVersion,
-}
-
-impl Barred {
-    /// As what it is told to programs: those who are refused themselves are told no more than that there is no link.
-    const fn code(self) -> Code {
-        match self {
-            Self::Revoked(Whose::Peers) => Code::Denied,
-            Self::Revoked(Whose::Ours) => Code::Unreachable,
-            Self::NoVersion => Code::Version,
-        }
-    }
-}
-
-/// Why a peer was not reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Unreached {
-    pub fault: Fault,
-    /// If no waiting mends it: what it is.
-    pub barred: Option<Barred>,
-}
-
-impl From<Fault> for Unreached {
-    fn from(fault: Fault) -> Self {
-        let barred = (fault.code == Code::Version).then_some(Barred::NoVersion);
-        Self { fault, barred }
-    }
-}
 
 /// The name under which both sides know whose tunnel speaks so many versions.
 pub(crate) fn speaks(host: &HostIdentity) -> String {
@@ -131,41 +82,6 @@ impl Clients {
             Leg::Urgent => self.urgent.clone(),
             Leg::Bulk => self.bulk.clone(),
         }
-    }
-}
-
-impl State {
-    /// Whether what is asked of the link now is likely to succeed.
-    pub(crate) const fn is_usable(&self) -> bool {
-        self.link.is_some() && matches!(self.hearing, Hearing::Heard)
-    }
-
-    /// The link in use, if it does not answer, and is to be used on once it does.
-    pub(crate) fn waited_for(&self) -> Option<&Arc<Link>> {
-        let is_waited_for = !self.is_usable() && !self.is_outdated;
-        self.link.as_ref().filter(|_| is_waited_for)
-    }
-
-    /// The link, unless it is down.
-    pub(crate) fn up(&self) -> Option<&Arc<Link>> {
-        self.link.as_ref().filter(|_| self.hearing != Hearing::Lost)
-    }
-
-    /// Whether this is the link in use.
-    fn uses(&self, link: &Arc<Link>) -> bool {
-        let current = self.link.as_ref();
-        current.is_some_and(|current| Arc::ptr_eq(current, link))
-    }
-
-    /// Takes note of what keeps the peer away now. That we refuse it holds while nothing else is known; the others may
-    /// be over, as when it is down to be upgraded.
-    fn bar(&mut self, barred: Option<Barred>) -> bool {
-        let (before, refused) = (self.barred, Some(Barred::Revoked(Whose::Peers)));
-        self.barred = match barred {
-            None if before == refused => refused,
-            other => other,
-        };
-        self.barred != before
     }
 }
 
@@ -385,6 +301,22 @@ impl Peer {
         link.ok_or_else(|| self.unlinked())
     }
 
+    /// The link over which streams begin: the peer's answer is waited for where it is only presumed to have taken the
+    /// link, because another run of its tunnel would serve a stream under a name that this side does not know.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::link`].
+    pub(crate) async fn link_to_begin(&self) -> Result<Arc<Link>, Fault> {
+        let mut changes = self.subscribe();
+        let link = {
+            let state = changes.wait_for(|state| !state.is_presumed()).await;
+            let state = state.expect("the sender of changes is ours");
+            state.up().cloned()
+        };
+        link.ok_or_else(|| self.unlinked())
+    }
+
     fn unlinked(&self) -> Fault {
         let barred = self.state.borrow().barred.map(Barred::code);
         let verdict = status::verdict(self);
@@ -464,7 +396,9 @@ impl Peer {
     /// Streams that wait for the peer: without a carrier, or on a link over which it is not heard.
     pub(crate) fn paused_count(&self) -> u64 {
         let state = self.state.borrow();
-        let silent = state.link.as_ref().filter(|_| state.up().is_none());
+        // Streams that have asked over a presumed link are without a carrier still.
+        let is_silent = state.up().is_none() && !state.is_presumed();
+        let silent = state.link.as_ref().filter(|_| is_silent);
         let waiting = silent.map_or(0, |link| link.carried_count());
         waiting + self.streams.tally.paused.load(Ordering::Relaxed)
     }
@@ -572,7 +506,10 @@ impl Peer {
                 }
                 self.learn_from(current);
                 self.retire(current);
-                if current.peer == link.peer && current.party() != link.party() {
+                if current.has_connections_of(link) {
+                    // The same connections under the terms that the peer has given since.
+                    current.let_go();
+                } else if current.peer == link.peer && current.party() != link.party() {
                     // Whoever it was a link with is no more.
                     current.close(Code::State, "the peer's tunnel was started anew");
                 }
@@ -582,9 +519,18 @@ impl Peer {
             if let Some(known) = *self.known() {
                 link.resume(known);
             }
+            let was_up = state.up().is_some();
             state.link = Some(Arc::clone(link));
             state.is_outdated = false;
-            self.note_up(state);
+            if link.is_joined() {
+                self.note_up(state);
+            } else {
+                // Nothing has been heard over it yet.
+                state.hearing = match was_up {
+                    true => Hearing::Stalled,
+                    false => Hearing::Lost,
+                };
+            }
             true
         });
         if let Some(fault) = refused {
@@ -597,6 +543,18 @@ impl Peer {
         }
         tokio::spawn(Arc::clone(self).attend(Arc::clone(link)));
         Ok(())
+    }
+
+    /// Takes note that the peer has taken a link which was presumed to be: streams may begin over it.
+    pub(crate) fn note_joined(&self, link: &Arc<Link>) {
+        self.state.send_if_modified(|state| {
+            link.note_joined();
+            let is_ours = state.uses(link);
+            if is_ours {
+                self.note_up(state);
+            }
+            is_ours
+        });
     }
 
     /// Lets a link live on beside the one that takes its place; the streams of the oldest move if there are many.
@@ -639,7 +597,8 @@ impl Peer {
                 let peer = &link.peer;
                 tracing::info!(%peer, ?hearing, "link changed");
                 self.state.send_if_modified(|state| {
-                    let is_ours = state.uses(&link);
+                    // Of one that is presumed the peer's answer decides.
+                    let is_ours = state.uses(&link) && link.is_joined();
                     if is_ours {
                         self.note_hearing(state, &link, hearing);
                     }

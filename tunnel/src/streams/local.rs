@@ -301,8 +301,10 @@ pub(crate) async fn begin(core: &Core, open: &Open, kind: Kind) -> Result<Begun,
     let site = &open.peer;
     let peer = core.peer(site)?;
     let until = Instant::now() + ANSWER_WAIT;
+    let unanswered = || Fault::new(Code::Stalled, format!("{site} does not answer"));
     loop {
-        let link = peer.link()?;
+        let link = timeout_at(until, peer.link_to_begin()).await;
+        let link = link.unwrap_or_else(|_| Err(unanswered()))?;
         let asked = tokio::select! {
             asked = timeout_at(until, begin_over(peer, &link, open, &kind)) => Some(asked),
             () = peer.left(&link) => None,
@@ -320,10 +322,7 @@ pub(crate) async fn begin(core: &Core, open: &Open, kind: Kind) -> Result<Begun,
                 };
             }
             Some(Ok(asked)) => return asked,
-            Some(Err(_)) => {
-                let detail = format!("{site} does not answer");
-                return Err(Fault::new(Code::Stalled, detail));
-            }
+            Some(Err(_)) => return Err(unanswered()),
             None => {}
         }
     }

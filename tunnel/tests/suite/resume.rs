@@ -334,6 +334,51 @@ async fn a_tunnel_that_was_started_anew_ends_its_old_streams_at_once() {
     let (_local, _remote) = pair.stream(Class::Bulk).await;
 }
 
+/// Programs that wait for a link while the peer's tunnel is started anew, unheard, get their streams from the new run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_waited_while_the_peer_was_started_anew_are_served_by_the_new_run() {
+    const PROGRAMS: usize = 10;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Endpoint::Tcp(listener.local_addr().unwrap());
+    let (pair, control) = start(|_, region| {
+        let service = ServiceConfig::plain(name("till"), target, vec![name("edge")]);
+        region.services.push(service);
+    })
+    .await;
+    let serving = tokio::spawn(async move {
+        while let Ok((mut program, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = program.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    let way = (name("region"), name("till"));
+    let listen = "tcp:127.0.0.1:0".parse().unwrap();
+    let spec = ChannelSpec::new(name("till"), listen, way, Class::App);
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let view: ChannelView = client.post("/v1/channels", &spec).await.unwrap();
+    let address = view.listen.strip_prefix("tcp:").unwrap().to_owned();
+    let (_before, _remote) = pair.stream(Class::App).await;
+    control.cut_both();
+    until("no link", || pair.edge.status().links[0].host.is_none()).await;
+    let mut programs = Vec::new();
+    for _ in 0..PROGRAMS {
+        let mut program = TcpStream::connect(&address).await.unwrap();
+        program.write_all(b"x").await.unwrap();
+        programs.push(program);
+    }
+    let pair = restart_region(pair, &control).await;
+    for program in &mut programs {
+        soon(program.read_exact(&mut [0])).await.unwrap();
+    }
+    let running = PROGRAMS as u64;
+    for tunnel in [&pair.edge, &pair.region] {
+        until("only they are left", || streams(tunnel) == (running, 0)).await;
+    }
+    serving.abort();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_the_region_began_resumes_although_the_edge_dials() {
     let (pair, control) = start(|_, _| ()).await;
