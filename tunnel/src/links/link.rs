@@ -7,7 +7,7 @@ mod wishes;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant as Clock};
 
 use bytes::Bytes;
@@ -109,6 +109,8 @@ pub(crate) struct Link {
     is_joined: AtomicBool,
     /// Whether another link has taken its connections over.
     let_go: watch::Sender<bool>,
+    /// Why we have closed it, once we have.
+    last_word: OnceLock<(Code, String)>,
     windows: Mutex<Windows>,
     /// Bytes of streams taken from the bulk connection.
     received_bulk: AtomicU64,
@@ -204,6 +206,7 @@ impl Link {
             is_given_up: AtomicBool::new(false),
             is_joined: AtomicBool::new(true),
             let_go: watch::Sender::new(false),
+            last_word: OnceLock::new(),
             windows: Mutex::new(Windows::new(memory)),
             received_bulk: AtomicU64::new(0),
             tail_bytes: AtomicU64::new(0),

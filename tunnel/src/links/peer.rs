@@ -606,6 +606,7 @@ impl Peer {
                 });
             })
             .await;
+        link.hear_out().await;
         // What the peer said is forgotten as soon as we close what it said it on.
         let is_denied = link.is_denied();
         let is_outage = link.is_joined() && !is_denied && !link.is_farewell();

@@ -268,7 +268,7 @@ impl Life<'_> {
             // A word that has come says more of the end than the link's.
             biased;
             next = self.called(entry, received) => next.map_err(Unfound::Ended),
-            () = std::future::ready(()), if lost.is_farewell() => {
+            () = lost.farewell() => {
                 let detail = format!("the tunnel of {} stopped", lost.peer);
                 Err(Unfound::Lost(Fault::new(Code::Gone, detail)))
             }

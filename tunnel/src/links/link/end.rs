@@ -1,13 +1,20 @@
 //! How a link ends: by a word of either side's, with one of its connections, or by leaving them to another link.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, VarInt};
+use tokio::time::timeout;
 use towpath_protocol::fault::Code;
 
 use super::Link;
 use crate::congestion::Delay;
 use crate::wire;
+
+/// How long the reason on the other connection is waited for: a round trip, for both were closed at once. Not less than a
+/// busy host takes to read two sockets, nor longer than programs notice.
+const REASON_WAIT_MIN: Duration = Duration::from_millis(50);
+const REASON_WAIT_MAX: Duration = Duration::from_millis(500);
 
 impl Link {
     /// Whether a link is made of the same two connections.
@@ -78,8 +85,35 @@ impl Link {
         // What the peer said is forgotten by its connection as soon as we close that.
         let is_final = !is_passing || self.is_farewell();
         self.is_given_up.fetch_or(is_final, Ordering::Relaxed);
+        let (why, words) = self.last_word(why, words);
         for connection in [&self.urgent, &self.bulk] {
-            close(connection, why, words);
+            close(connection, *why, words);
+        }
+    }
+
+    /// The one reason that the peer is given, on both connections: that of the first who closes the link. Its watcher
+    /// sees the first connection closed, and may come before the second one is.
+    fn last_word(&self, why: Code, words: &str) -> &(Code, String) {
+        self.last_word.get_or_init(|| (why, words.to_owned()))
+    }
+
+    /// Waits for the peer's reason where one connection says no more than that the other is over: the reason comes over
+    /// that one.
+    pub(crate) async fn hear_out(&self) {
+        if self.is_farewell() || !self.is_closed_with(Code::Unreachable) {
+            return;
+        }
+        let both = async { tokio::join!(self.urgent.closed(), self.bulk.closed()) };
+        let wait = self.rtt().clamp(REASON_WAIT_MIN, REASON_WAIT_MAX);
+        // Without it the end stays one that streams outlive.
+        let _ = timeout(wait, both).await;
+    }
+
+    /// Waits until one side is known to have ended the link, and its streams with it; for ever if none has.
+    pub(crate) async fn farewell(&self) {
+        self.hear_out().await;
+        if !self.is_farewell() {
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -91,4 +125,133 @@ pub(crate) fn close(connection: &Connection, why: Code, words: &str) {
         delay.part();
     }
     connection.close(code, words.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use quinn::Endpoint;
+    use tempfile::TempDir;
+    use towpath_certs::authority::LEAF_VALIDITY;
+    use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
+    use towpath_protocol::channel::{LINK_VERSIONS, Leg, LinkId, RunId};
+    use towpath_protocol::identity::{HostIdentity, Name};
+
+    use super::super::Joint;
+    use super::*;
+    use crate::config::{Limits, PeerConfig};
+    use crate::peer::Peer;
+    use crate::transport;
+    use crate::windows::Memory;
+
+    /// A link of the edge's to the region, and the region's ends of both connections.
+    struct Linked {
+        link: Arc<Link>,
+        urgent: Connection,
+        bulk: Connection,
+        _endpoints: [Endpoint; 2],
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn host(site: &str) -> HostIdentity {
+        HostIdentity {
+            trust_domain: name("shop.example"),
+            site: name(site),
+            host: name("box-1"),
+        }
+    }
+
+    async fn linked() -> Linked {
+        let (folder, limits) = (TempDir::new().unwrap(), Limits::default());
+        let authority = Authority::init(&folder.path().join("ca"), &name("shop.example")).unwrap();
+        let [edge, region] = ["edge", "region"].map(|site| {
+            let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
+            let folder = folder.path().join(site);
+            let files = authority.issue(&host(site), validity, &folder).unwrap();
+            Identity::load(&files.cert, &files.key, &files.ca).unwrap()
+        });
+        let rejections = Arc::new(Rejections::default());
+        let local = "127.0.0.1:0".parse().unwrap();
+        let server = tls::server_config(&region, &rejections).unwrap();
+        let server = transport::server(server, &limits).unwrap();
+        let (server, client) = (
+            Endpoint::server(server, local).unwrap(),
+            Endpoint::client(local).unwrap(),
+        );
+        let dial = async |leg| {
+            let tls = tls::client_config(&edge, &name("region"), &rejections).unwrap();
+            let tls = transport::client(tls, &limits, leg).unwrap();
+            let to = server.local_addr().unwrap();
+            let connecting = client.connect_with(tls, to, "towpath.invalid").unwrap();
+            let accepting = async { server.accept().await.unwrap().await.unwrap() };
+            let (ours, theirs) = tokio::join!(connecting, accepting);
+            (ours.unwrap(), theirs)
+        };
+        let (urgent, their_urgent) = dial(Leg::Urgent).await;
+        let (bulk, their_bulk) = dial(Leg::Bulk).await;
+        let config = PeerConfig::new(name("region"));
+        let zone = towpath_forecast::zone::Zone::default();
+        let peer = Peer::new(&config, &name("edge"), &edge, &rejections, &limits, &zone).unwrap();
+        let peer = Arc::new(peer);
+        let joint = Joint {
+            id: LinkId(7),
+            version: LINK_VERSIONS.max,
+            party: (host("region"), RunId(7)),
+            dialler: name("edge"),
+            urgent,
+            bulk,
+            told: None,
+            theirs: None,
+        };
+        let link = Arc::new(Link::new(joint, &peer, &Memory::new(1 << 20)));
+        peer.adopt(&link).unwrap();
+        Linked {
+            link,
+            urgent: their_urgent,
+            bulk: their_bulk,
+            _endpoints: [server, client],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_goodbye_is_the_same_on_both_connections() {
+        let Linked {
+            link, urgent, bulk, ..
+        } = &linked().await;
+        // The watcher sees the first one closed before the second one is.
+        let (why, words) = link.last_word(Code::Gone, "the tunnel stops");
+        close(&link.urgent, *why, words);
+        for connection in [urgent, bulk] {
+            let told = connection.closed().await.to_string();
+            assert!(told.contains("the tunnel stops"), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_goodbye_is_heard_though_the_other_connection_says_less_before() {
+        let Linked {
+            link, urgent, bulk, ..
+        } = &linked().await;
+        close(
+            bulk,
+            Code::Unreachable,
+            "the link's other connection is over",
+        );
+        link.bulk.closed().await;
+        let hearing = tokio::spawn({
+            let link = Arc::clone(link);
+            async move { link.farewell().await }
+        });
+        // The watcher comes first.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        close(urgent, Code::Gone, "the tunnel stops");
+        let heard = timeout(Duration::from_secs(5), hearing).await;
+        heard.expect("streams hear of it").unwrap();
+        assert!(link.is_farewell());
+    }
 }
