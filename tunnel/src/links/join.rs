@@ -29,7 +29,7 @@ use crate::core::{self, Core};
 use crate::dial::ATTEMPT_TIME;
 use crate::health::Whose;
 use crate::link::{Joint, Link, close};
-use crate::peer::{Barred, Peer, Unreached, speaks};
+use crate::peer::{Barred, ONE_TUNNEL_REMEDY, Peer, Unreached, speaks};
 use crate::standing::{Chain, Papers};
 use crate::{distrust, serve, standing, wire};
 
@@ -209,6 +209,10 @@ impl Joining<'_> {
             Preamble::Joined(joined) => {
                 ours.accept(joined.version, &theirs)?;
                 Ok(joined.into())
+            }
+            // A tunnel that already has its link refuses another one; remedies are not sent.
+            Preamble::Refused(fault) if fault.code == Code::State => {
+                Err(fault.remedy(ONE_TUNNEL_REMEDY))
             }
             Preamble::Refused(fault) => Err(ours.refused_by(&theirs, &fault)),
             other => {

@@ -5,7 +5,7 @@ mod looks;
 mod measured;
 mod wishes;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant as Clock};
@@ -591,6 +591,12 @@ impl Link {
                 let _ = connection.send_datagram(Bytes::new());
             }
         }
+    }
+
+    /// The address of the peer's end of the urgent connection.
+    pub(crate) fn remote_address(&self) -> SocketAddr {
+        let address = self.urgent.remote_address();
+        SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
     /// Waits until the peer has acknowledged something behind a question.

@@ -289,7 +289,10 @@ impl Listener {
         };
         let link = Arc::new(Link::new(joint, peer, &self.core.window_memory));
         let trusted = self.core.trust.check_link(&link);
-        let adopted = trusted.and_then(|()| peer.adopt(&link));
+        let adopted = trusted.and_then(|()| {
+            let adopted = peer.adopt(&link);
+            adopted.inspect_err(|fault| self.note_not_taken(&link, fault))
+        });
         if let Err(fault) = adopted {
             tokio::join!(
                 refuse(&mut urgent.answer, &fault),
@@ -318,6 +321,22 @@ impl Listener {
         link.set_control((urgent.answer, urgent.recv));
         serve::accept(&self.core, &link);
         Ok(())
+    }
+
+    /// Shows whose link was refused because another one has its place.
+    fn note_not_taken(&self, link: &Link, fault: &Fault) {
+        let (source, host) = (link.remote_address(), &link.peer);
+        if fault.remedy.is_none() {
+            // Both sites have dialled: one link of the same two tunnels is there.
+            tracing::debug!(%source, %host, %fault, "link not taken");
+            return;
+        }
+        if let Some(untold) = self.lines.next() {
+            tracing::warn!(target: "audit", %source, %host, %fault, untold, "link not taken");
+        }
+        self.core
+            .refused
+            .note(Refused::not_taken(source, host, fault));
     }
 
     fn pending(&self) -> MutexGuard<'_, BTreeMap<(HostIdentity, LinkId), Pending>> {

@@ -59,6 +59,10 @@ const LOSS_COUNT_MAX: usize = 32;
 /// a peer may dial as often as it likes.
 const RETIRED_COUNT_MAX: usize = 2;
 
+/// What to do about a second host of a site.
+pub(crate) const ONE_TUNNEL_REMEDY: &str =
+    "one tunnel of a site is linked at a time: stop that one, or give this host a site of its own";
+
 /// The name under which both sides know whose tunnel speaks so many versions.
 pub(crate) fn speaks(host: &HostIdentity) -> String {
     format!("the tunnel of {host}")
@@ -499,9 +503,8 @@ impl Peer {
         let mut refused = None;
         self.state.send_if_modified(|state| {
             if let Some(current) = &state.link {
-                if !self.is_replaced(current, link) {
-                    let detail = format!("already linked with {}", current.peer);
-                    refused = Some(Fault::new(Code::State, detail));
+                if let Err(fault) = self.check_replaced(current, link) {
+                    refused = Some(fault);
                     return false;
                 }
                 self.learn_from(current);
@@ -581,13 +584,20 @@ impl Peer {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_replaced(&self, current: &Link, new: &Link) -> bool {
-        let is_ill = current.is_ill();
+    /// Checks that a new link is to take the current one's place.
+    fn check_replaced(&self, current: &Link, new: &Link) -> Result<(), Fault> {
+        if current.is_ill() {
+            return Ok(());
+        }
+        let linked = || Fault::new(Code::State, format!("already linked with {}", current.peer));
         if current.peer.host != new.peer.host {
             // Two hosts that both claim to be the site's tunnel would push each other out for ever.
-            return is_ill;
+            return Err(linked().remedy(ONE_TUNNEL_REMEDY));
         }
-        current.dialler == new.dialler || is_ill || new.dialler == self.preferred
+        match current.dialler == new.dialler || new.dialler == self.preferred {
+            true => Ok(()),
+            false => Err(linked()),
+        }
     }
 
     /// Watches a link to its end.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant as Clock, SystemTime};
 use quinn::{Connection, ConnectionError, FrameStats, TransportErrorCode};
 use towpath_certs::{Refusal, Rejection};
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::HostIdentity;
 
 use crate::health::{RECENT, Whose};
 use crate::peer::{Barred, Unreached};
@@ -229,6 +230,17 @@ impl Refused {
             at: SystemTime::now(),
             remedy: "add that site to `peers` in this tunnel's configuration if it is to be one"
                 .to_owned(),
+        }
+    }
+
+    /// Because another tunnel has its place.
+    pub(crate) fn not_taken(from: SocketAddr, host: &HostIdentity, fault: &Fault) -> Self {
+        Self {
+            reason: "not_taken",
+            detail: format!("{host}: {}", fault.detail),
+            from,
+            at: SystemTime::now(),
+            remedy: fault.remedy.clone().unwrap_or_default(),
         }
     }
 

@@ -33,6 +33,7 @@ mod reload;
 mod renewals;
 mod resets;
 mod resume;
+mod rivals;
 mod rotation;
 mod shaping;
 mod strangers;

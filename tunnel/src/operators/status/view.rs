@@ -52,7 +52,8 @@ pub struct ConfigurationView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RefusedView {
     /// Why, as in the metric `towpath_tls_rejected_total`; `refused_by_peer` if whoever dialled refused what we
-    /// showed; or `unknown_site` for a host of our authority whose site is no peer.
+    /// showed; `unknown_site` for a host of our authority whose site is no peer; or `not_taken` for one whose site
+    /// has its link with another tunnel.
     pub reason: String,
     /// What was found, with its values.
     pub detail: String,
