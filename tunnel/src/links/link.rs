@@ -583,14 +583,24 @@ impl Link {
             // A region whose edges are all away does not call after those that have nothing on the way.
             let is_used = self.carried[leg as usize].load(Ordering::Relaxed) > 0;
             if !self.is_retired() && (is_dialled || is_used) {
-                let connection = self.connection(leg);
-                if let Some(delay) = Delay::of(connection) {
-                    delay.ask();
-                }
-                // No flow has a datagram of no bytes; a connection that is over needs none.
-                let _ = connection.send_datagram(Bytes::new());
+                self.ask_on(leg);
             }
         }
+    }
+
+    /// Has the peer acknowledge something on both connections, whatever they carry: one that is gone then shows as
+    /// stalled.
+    pub(crate) fn ask_anyway(&self) {
+        Leg::ALL.into_iter().for_each(|leg| self.ask_on(leg));
+    }
+
+    fn ask_on(&self, leg: Leg) {
+        let connection = self.connection(leg);
+        if let Some(delay) = Delay::of(connection) {
+            delay.ask();
+        }
+        // No flow has a datagram of no bytes; a connection that is over needs none.
+        let _ = connection.send_datagram(Bytes::new());
     }
 
     /// The address of the peer's end of the urgent connection.

@@ -11,6 +11,7 @@
 //! A link whose place another one took works on until its streams have moved. If the newer one is over
 //! before, the older is back in its place.
 
+pub(crate) mod rivals;
 mod state;
 
 use std::collections::VecDeque;
@@ -47,6 +48,7 @@ use crate::standing::Chain;
 use crate::streams::table::Streams;
 use crate::watch::Hearing;
 use crate::{probe, standing, status, timetable, transport};
+use rivals::Rivals;
 pub(crate) use state::{Barred, State, Unreached};
 
 /// New streams per second a peer may begin; a move begins four, an application a few per request.
@@ -164,6 +166,7 @@ pub(crate) struct Peer {
     /// When the link was lost, newest last.
     losses: Mutex<VecDeque<Clock>>,
     failures: Mutex<Failures>,
+    rivals: Mutex<Rivals>,
 }
 
 impl Peer {
@@ -212,6 +215,7 @@ impl Peer {
             presumed: Mutex::default(),
             losses: Mutex::default(),
             failures: Mutex::default(),
+            rivals: Mutex::default(),
         })
     }
 
@@ -526,6 +530,7 @@ impl Peer {
             state.link = Some(Arc::clone(link));
             state.is_outdated = false;
             if link.is_joined() {
+                self.rivals().note_taken(&link.party());
                 self.note_up(state);
             } else {
                 // Nothing has been heard over it yet.
@@ -586,7 +591,7 @@ impl Peer {
 
     /// Checks that a new link is to take the current one's place.
     fn check_replaced(&self, current: &Link, new: &Link) -> Result<(), Fault> {
-        if current.is_ill() {
+        if current.is_ill() || current.has_connections_of(new) {
             return Ok(());
         }
         let linked = || Fault::new(Code::State, format!("already linked with {}", current.peer));
@@ -594,10 +599,25 @@ impl Peer {
             // Two hosts that both claim to be the site's tunnel would push each other out for ever.
             return Err(linked().remedy(ONE_TUNNEL_REMEDY));
         }
+        let mut rivals = self.rivals();
+        if current.party() != new.party() && rivals.is_past(&new.party()) {
+            // If nobody is there any more, that shows before the other one dials again.
+            current.ask_anyway();
+            return Err(rivals.refuse(current, new));
+        }
         match current.dialler == new.dialler || new.dialler == self.preferred {
             true => Ok(()),
             false => Err(linked()),
         }
+    }
+
+    fn rivals(&self) -> MutexGuard<'_, Rivals> {
+        self.rivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be shown of two tunnels that show one identity, if they are there now.
+    pub(crate) fn rivals_shown(&self) -> Option<String> {
+        self.rivals().shown(Clock::now())
     }
 
     /// Watches a link to its end.

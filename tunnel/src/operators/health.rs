@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::distrust::OURS_REVOKED;
+use crate::peer::rivals;
 use crate::status::LinkState;
 use crate::trust::OWN_REVOKED_REMEDY;
 
@@ -64,6 +65,8 @@ pub(crate) struct Signs {
     pub queue: Duration,
     /// Times the link was lost within [`RECENT`].
     pub lost_count: usize,
+    /// What is to be said of two tunnels that show the peer's identity, if there are two.
+    pub rivals: Option<String>,
 }
 
 /// What is made of it.
@@ -91,6 +94,9 @@ pub(crate) fn judge(signs: &Signs) -> Verdict {
         return judge_down(signs);
     }
     let degraded = |reason: String, remedy| Verdict::new(LinkState::Degraded, reason, remedy);
+    if let Some(rivals) = &signs.rivals {
+        return degraded(rivals.clone(), rivals::REMEDY);
+    }
     if signs.is_stalled {
         return degraded(
             "the peer has stopped answering; another link is being dialled".to_owned(),

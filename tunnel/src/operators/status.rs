@@ -191,6 +191,7 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
         lost_per_million: trouble.lost_per_million,
         queue: trouble.queue,
         lost_count: peer.recent_loss_count(),
+        rivals: peer.rivals_shown(),
     })
 }
 

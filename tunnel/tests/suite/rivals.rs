@@ -1,12 +1,17 @@
-//! Several tunnels that claim one place: second hosts of a site.
+//! Several tunnels that claim one place: copies of a host, and second hosts of a site.
 
-use crate::harness::{Pair, until};
+use std::time::Duration;
+
+use crate::harness::trust::Load;
+use crate::harness::{Pair, SOON, echo, name, open, until};
+use tokio::time::sleep;
 use towpath_certs::Validity;
 use towpath_certs::authority::LEAF_VALIDITY;
+use towpath_protocol::channel::Class;
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
-use towpath_tunnel::status::LinkView;
+use towpath_tunnel::status::{LinkState, LinkView};
 
 fn link(tunnel: &Tunnel) -> LinkView {
     tunnel.status().links.remove(0)
@@ -19,6 +24,37 @@ fn beside(pair: &Pair) -> Config {
     config.socket = pair.world.path("other-run/tunnel.sock");
     config.admin.socket = pair.world.path("other-run/admin.sock");
     config
+}
+
+/// A host that was copied whole: of both tunnels one keeps the link, and the region names both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_tunnels_with_one_certificate_one_keeps_the_link_and_the_peer_names_both() {
+    let pair = Pair::start().await;
+    let config = beside(&pair);
+    let copy = Tunnel::start(&config).await.unwrap();
+    copy.linked(&name("region"), SOON).await.unwrap();
+    let echo = echo(pair.echo());
+    let opened = open(&config.socket, "region", "echo", Class::App).await;
+    let load = Load::start(opened.unwrap());
+    let lost = || link(&pair.edge).links_lost + link(&copy).links_lost;
+    let before = lost();
+    for _ in 0..10 {
+        load.flows().await;
+        sleep(Duration::from_millis(500)).await;
+    }
+    let count = lost() - before;
+    assert!(count < 10, "{count} links were lost");
+    let told = link(&pair.region);
+    let both = "two tunnels show the identity edge/box-1, from 127.0.0.1:";
+    assert_eq!(told.state, LinkState::Degraded);
+    assert!(told.reason.contains(both), "{}", told.reason);
+    assert!(told.remedy.unwrap().contains("a certificate of its own"));
+    assert_eq!(link(&pair.edge).state, LinkState::Down);
+    load.end().await;
+    // The place is free once the other one leaves.
+    copy.stop().await;
+    pair.linked().await;
+    echo.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
