@@ -37,10 +37,9 @@ impl Backoff {
         }
     }
 
-    /// The link is up.
+    /// The peer has taken a link: it is there, and its address is no mistake.
     pub(crate) const fn note_reached(&mut self) {
         self.was_reached = true;
-        self.reset();
     }
 
     /// The next failure is a first one again.
@@ -97,7 +96,7 @@ mod tests {
         assert!(backoff.beside(Duration::from_secs(59)) <= BETWEEN);
         assert!(backoff.beside(Duration::from_secs(600)) > BETWEEN, "never");
         backoff.note_reached();
-        // The network's changes are no word of the peer.
+        // The network's changes say nothing of the peer.
         backoff.reset();
         assert!(
             outages

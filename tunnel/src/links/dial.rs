@@ -51,6 +51,10 @@ pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(3);
 const ANSWER_WAIT_MAX: Duration = Duration::from_millis(100);
 const ANSWER_SLACK: Duration = Duration::from_millis(20);
 
+/// How long a link must have lived for its end to be an outage, behind which the peer is dialled at once. One that ends
+/// sooner is a failure like any other: a peer that takes links and closes them would be dialled as fast as it does.
+const LIFE_MIN: Duration = Duration::from_secs(3);
+
 /// The name in the handshake; it is neither sent nor checked, for identities are URIs.
 const SERVER_NAME: &str = "towpath.invalid";
 
@@ -90,12 +94,19 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
     let mut changes = peer.subscribe();
     let mut network = core.network.subscribe();
     let mut next = Instant::now();
+    let mut linked_since = None;
     loop {
         let is_needed = |state: &State| !state.is_usable() || state.is_outdated;
         let cause = tokio::select! {
             () = stop.requested() => return,
             needed = changes.wait_for(is_needed) => match needed {
-                Ok(_) => Cause::Clock,
+                Ok(state) => {
+                    if let Some(since) = linked_since.take() {
+                        let is_over = state.link.is_none();
+                        next = Instant::now() + pause_after(since, is_over, &mut backoff);
+                    }
+                    Cause::Clock
+                }
                 Err(_) => return,
             },
             Ok(()) = network.changed() => match peer.state().link {
@@ -134,13 +145,25 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
         };
         next = Instant::now();
         match joined {
-            Ok(()) => backoff.note_reached(),
+            Ok(()) => {
+                backoff.note_reached();
+                linked_since = Some(next);
+            }
             Err(unreached) => {
                 note_failure(&peer, &unreached);
                 next += backoff.after_failure();
             }
         }
     }
+}
+
+/// How long to wait before a peer is dialled that was linked since then.
+fn pause_after(linked_since: Instant, is_over: bool, backoff: &mut Backoff) -> Duration {
+    if is_over && linked_since.elapsed() < LIFE_MIN {
+        return backoff.after_failure();
+    }
+    backoff.reset();
+    Duration::ZERO
 }
 
 fn note_failure(peer: &Peer, unreached: &Unreached) {

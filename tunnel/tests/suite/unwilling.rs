@@ -1,19 +1,25 @@
 //! Peers that have a link but do not cooperate: they refuse messages, end carriers, or read
 //! nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::handshake::begin;
 use crate::harness::peer::{Joined, answer, answer_if_any, closed_with, joined, joined_with};
-use crate::harness::{Door, accept, open, soon, waited};
+use crate::harness::{Door, World, accept, metric, open, soon, waited};
+use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, ReadError, RecvStream, SendStream, TransportConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, timeout_at};
+use towpath_certs::{Identity, Rejections, tls};
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::{Class, LinkId, Preamble, Received, Resume, StreamId};
+use towpath_protocol::channel::{
+    Class, LINK_VERSIONS, LinkId, Preamble, Received, Resume, RunId, StreamId,
+};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
+use towpath_tunnel::Tunnel;
 
 /// The answer of a peer that accepts a stream.
 fn opened() -> Preamble {
@@ -264,4 +270,47 @@ async fn t17_a_stream_that_a_peer_never_reads_ends_at_the_side_that_sends() {
     assert!(took >= STALL && took <= 3 * STALL + busy, "{took:?}");
     // The link itself survives.
     assert_eq!(link.urgent.close_reason(), None);
+}
+
+/// Answers both connections of every link that is joined, and closes them at once.
+async fn takes_and_closes(endpoint: quinn::Endpoint) {
+    while let Some(incoming) = endpoint.accept().await {
+        tokio::spawn(async move {
+            let Ok(connection) = incoming.await else {
+                return;
+            };
+            let Ok((mut send, mut recv)) = connection.accept_bi().await else {
+                return;
+            };
+            answer_if_any(&mut recv).await;
+            let joined = Preamble::Joined(towpath_protocol::channel::Joined {
+                version: LINK_VERSIONS.max,
+                receive_rate_max: None,
+                run: RunId(5),
+            });
+            let _ = send.write_all(&joined.encode()).await;
+            sleep(Duration::from_millis(30)).await;
+            connection.close(0_u32.into(), b"");
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_takes_links_and_closes_them_is_dialled_ever_less_often() {
+    let world = World::new();
+    let files = world.issue("region");
+    let region = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
+    let crypto = tls::server_config(&region, &Arc::new(Rejections::default())).unwrap();
+    let crypto = QuicServerConfig::try_from(crypto).unwrap();
+    let server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let endpoint = quinn::Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut config = world.site("edge", "region");
+    config.peers[0].address = Some(endpoint.local_addr().unwrap().to_string());
+    let closing = tokio::spawn(takes_and_closes(endpoint));
+    let edge = Tunnel::start(&config).await.unwrap();
+    sleep(Duration::from_secs(5)).await;
+    let dials = metric(&config, "towpath_tunnel_dials_total{cause=\"clock\"").await;
+    assert!((4..=15).contains(&dials), "{dials} dials");
+    assert!(edge.status().links[0].links_lost > 0, "it took none");
+    closing.abort();
 }
