@@ -460,6 +460,11 @@ impl Link {
         Instant::ZERO + self.began.elapsed()
     }
 
+    /// How long the link has been there.
+    pub(crate) fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     fn cruise(&self) -> MutexGuard<'_, Cruise> {
         self.cruise.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,11 +8,12 @@
 //! | the peer's has been revoked | the link is closed, and its streams are cut (T10), also those that wait for the next |
 //! | the peer's is of an authority that is trusted no longer | another link takes its place; if none does soon, it is closed, and its streams wait for the next |
 //! | ours has been revoked, as the peer says where nobody else can | streams with it are cut, also those that wait for the next link |
-//! | ours is of another authority than the one in use, or is about to end while that is not | another link takes its place |
+//! | ours is of another authority than the one in use, or ends within 15 days and before that one | another link takes its place |
+//! | the peer's ends within 15 days | another link takes its place once a day: the peer may have a newer one, and shows that only with a new link |
 //!
 //! The side that dialled makes the other link; what is on the first one moves over and sees nothing of it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant as Clock, SystemTime};
 
 use rustls_pki_types::CertificateDer;
@@ -24,15 +25,19 @@ use towpath_protocol::identity::HostIdentity;
 use crate::core::Core;
 use crate::link::Link;
 use crate::peer::Peer;
-use crate::trust::chain_of;
+use crate::trust::{chain_of, peer_not_after};
 
 /// How long a link may live whose peer's authority is trusted no longer: time for another one to take its
 /// place, and well below the five seconds within which a revoked peer has to be out.
 const REPLACEMENT_WAIT: Duration = Duration::from_secs(3);
 
-/// How long before the end of the certificate that we have shown a link is made anew, if there is one that
-/// lasts longer.
-const AHEAD: Duration = Duration::from_hours(1);
+/// How long before the end of a certificate its link is made anew, if there may be one that lasts longer: a day before
+/// operators are warned, who see only what the link was made with.
+const AHEAD: Duration = Duration::from_hours(15 * 24);
+
+/// How old a link is before another one is made because the peer's certificate ends: whether the peer has a newer one is not
+/// known before.
+const LOOK_AGAIN: Duration = Duration::from_hours(24);
 
 /// A certificate with what leads from it to its authority.
 pub(crate) type Chain = Arc<[CertificateDer<'static>]>;
@@ -44,6 +49,8 @@ pub(crate) struct Papers {
     ours: Option<Chain>,
     /// When that ends, in seconds since 1970.
     ours_until: Option<u64>,
+    /// When what the peer has shown ends, once somebody has asked.
+    theirs_until: OnceLock<Option<u64>>,
     judged: Mutex<Judged>,
 }
 
@@ -74,6 +81,7 @@ impl Papers {
         Self {
             ours: Some(chain),
             ours_until: until.map(|view| view.not_after_unix_seconds),
+            theirs_until: OnceLock::new(),
             judged: Mutex::default(),
         }
     }
@@ -116,12 +124,30 @@ impl Papers {
 
     /// Whether what we have shown is about to end, and what is in use lasts longer.
     fn is_ending(&self, identity: &Identity, now: SystemTime) -> bool {
-        let now = now.duration_since(SystemTime::UNIX_EPOCH);
-        let soon = now.unwrap_or_default() + AHEAD;
         self.ours_until.is_some_and(|until| {
-            until <= soon.as_secs() && identity.view().not_after_unix_seconds > until
+            is_soon(until, now) && identity.view().not_after_unix_seconds > until
         })
     }
+
+    /// When what the peer has shown ends.
+    fn theirs_until(&self, link: &Link) -> Option<u64> {
+        *self.theirs_until.get_or_init(|| peer_not_after(link))
+    }
+}
+
+/// Whether a peer may have another certificate than one that is about to end, by how old the link is over which it has
+/// shown that.
+fn may_be_renewed(age: Duration, until: impl FnOnce() -> Option<u64>, now: SystemTime) -> bool {
+    // Once it has ended, a peer without another one would be dialled in vain again and again.
+    let is_ending = |until| is_soon(until, now) && !is_soon(until, now - AHEAD);
+    age >= LOOK_AGAIN && until().is_some_and(is_ending)
+}
+
+/// Whether a certificate with this end is about to end, or has ended.
+fn is_soon(until_unix_seconds: u64, now: SystemTime) -> bool {
+    let now = now.duration_since(SystemTime::UNIX_EPOCH);
+    let soon = now.unwrap_or_default().saturating_add(AHEAD);
+    until_unix_seconds <= soon.as_secs()
 }
 
 /// Ends links that must not live, and has those made anew that should not.
@@ -193,9 +219,34 @@ fn look(core: &Core, peer: &Peer, link: &Arc<Link>) {
         link.close(Code::State, why);
         return;
     }
-    let is_outdated =
-        judged.standing != Standing::Good || link.papers.is_ending(&identity, SystemTime::now());
+    let now = SystemTime::now();
+    let is_outdated = judged.standing != Standing::Good
+        || link.papers.is_ending(&identity, now)
+        || may_be_renewed(link.age(), || link.papers.theirs_until(link), now);
     if is_outdated && link.dialler == core.site {
         peer.replace(link);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_whose_certificate_ends_is_asked_for_another_once_a_day() {
+        let day = Duration::from_hours(24);
+        let now = SystemTime::UNIX_EPOCH + 20_000 * day;
+        let asks = |age, days_left: u64| {
+            let until = (20_000 + days_left) * day.as_secs();
+            may_be_renewed(age, || Some(until), now)
+        };
+        assert!(asks(day, 14) && asks(3 * day, 1));
+        assert!(
+            !asks(day - Duration::from_secs(1), 14),
+            "it was asked today"
+        );
+        assert!(!asks(day, 16), "it lasts");
+        assert!(!asks(day, 0), "no link comes of it");
+        assert!(!may_be_renewed(day, || None, now));
     }
 }

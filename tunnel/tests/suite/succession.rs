@@ -246,11 +246,8 @@ async fn a_link_is_made_anew_before_the_certificate_ends_that_it_shows() {
             let host =
                 HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
             let folder = ca.with_file_name("brief");
-            let half_an_hour = lasting(Duration::from_mins(30));
-            *certs = authority
-                .issue(&host, half_an_hour, &folder)
-                .unwrap()
-                .into();
+            let ten_days = lasting(Duration::from_hours(10 * 24));
+            *certs = authority.issue(&host, ten_days, &folder).unwrap().into();
         },
         None,
     )
