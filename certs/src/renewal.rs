@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams,
+    CertificateRevocationListParams, KeyIdMethod, KeyPair, RevocationReason, RevokedCertParams,
     SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
@@ -128,8 +128,9 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// `E_CERTIFICATE` if the folder's certificate is not from this authority, `E_STATE` if it has
-    /// been revoked, and as [`Authority::issue`]. On an error the folder's files are unchanged.
+    /// `E_CERTIFICATE` if the folder's certificate is not from this authority, or its key, which
+    /// stays in use, does not belong to the certificate; `E_STATE` if it has been revoked; and as
+    /// [`Authority::issue`]. On an error the folder's files are unchanged.
     pub fn renew(
         &self,
         host: &Path,
@@ -153,6 +154,9 @@ impl Authority {
         check_not_revoked(&register, &view::view(&leaf)?.serial)?;
         if let Some(overlap) = overlap {
             overlap.check_not_revoked(&leaf)?;
+        }
+        if key == KeyChoice::Same {
+            check_pair(host, &leaf)?;
         }
         let list = self.list_for(&folder, &mut register, overlap)?;
         let (certificate, new_key_pem) =
@@ -404,6 +408,26 @@ fn check_not_revoked(register: &Register, serial: &str) -> Result<(), Fault> {
 fn was_revoked(serial: &str) -> Fault {
     let detail = format!("certificate {serial} was revoked; issue one into a new folder");
     Fault::new(Code::State, detail)
+}
+
+/// Refuses a folder whose key is not the one of its certificate: a renewal with a new key was interrupted between the
+/// two. A folder may have no key, or one that only its host can read.
+fn check_pair(host: &Path, leaf: &CertificateDer<'_>) -> Result<(), Fault> {
+    let path = host.join(LEAF_KEY);
+    let Ok(pem) = std::fs::read_to_string(&path) else {
+        return Ok(());
+    };
+    if let Ok(key) = KeyPair::from_pem(&pem)
+        && view::is_key_of(leaf, &key)?
+    {
+        return Ok(());
+    }
+    let shown = path.display();
+    let detail = format!(
+        "{shown} is not the key of the certificate beside it, as a renewal that was interrupted leaves it"
+    );
+    let remedy = "renew with `--new-key`: that makes a pair again";
+    Err(Fault::new(Code::Certificate, detail).remedy(remedy))
 }
 
 fn joined(one: &str, other: &str) -> String {

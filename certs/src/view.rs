@@ -105,7 +105,12 @@ pub fn identity_of(der: &CertificateDer<'_>) -> Result<HostIdentity, Fault> {
 pub(crate) fn public_key_is(certificate_pem: &str, key: &KeyPair) -> Result<bool, Fault> {
     let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
         .map_err(|error| Fault::new(Code::Certificate, format!("no certificate: {error}")))?;
-    let certificate = parse(&der)?;
+    is_key_of(&der, key)
+}
+
+/// The same of a certificate that was read.
+pub(crate) fn is_key_of(der: &CertificateDer<'_>, key: &KeyPair) -> Result<bool, Fault> {
+    let certificate = parse(der)?;
     Ok(certificate.public_key().subject_public_key.data == key.der_bytes())
 }
 
