@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::Fault;
 
 use crate::authority::{AUTHORITY_CERTIFICATE, LEAF_CERTIFICATE, LEAF_KEY, REVOCATION_LIST};
-use crate::identity::{self, check_signed, read_chain};
+use crate::identity::{self, NO_AUTHORITY, check_signed, read_chain};
 use crate::revocation::{Freshness, Revocations};
 use crate::view::{self, CertificateView, rfc3339};
 use crate::{files, tls};
@@ -183,7 +183,7 @@ fn authority(authorities: Result<&[CertificateDer<'static>], &Fault>, now: Syste
         Err(fault) => return wrong(told(&fault)),
     };
     if all.iter().any(|one| !one.is_authority) {
-        return wrong("holds a certificate that is no authority's");
+        return wrong(NO_AUTHORITY);
     }
     let clock = crate::register::unix_seconds_of(now);
     let (trusted, ended): (Vec<_>, Vec<_>) = all
@@ -287,6 +287,9 @@ fn age(lists: &Revocations, now: SystemTime) -> Seen {
 /// Checks that any user who runs the tunnel can read the public files.
 fn readers(folder: &Path) -> Seen {
     let names = [LEAF_CERTIFICATE, AUTHORITY_CERTIFICATE, REVOCATION_LIST];
+    if let Err(error) = std::fs::metadata(folder) {
+        return wrong(format!("{}: {error}", folder.display()));
+    }
     let is_closed = |name: &&str| {
         let seen = std::fs::metadata(folder.join(name));
         seen.is_ok_and(|seen| is_for_root((seen.uid(), seen.gid()), seen.mode()))

@@ -19,6 +19,9 @@ use crate::revocation::Revocations;
 use crate::view::{self, CertificateView};
 use crate::{files, tls};
 
+/// Said of a file of authorities that holds something else.
+pub(crate) const NO_AUTHORITY: &str = "holds a certificate that is no authority's";
+
 /// Most certificates in one file: a leaf and an intermediate, with room for a cross-signed pair.
 const CHAIN_LENGTH_MAX: usize = 4;
 
@@ -90,6 +93,10 @@ impl Identity {
         let last_end_unix_seconds = ended.iter().filter_map(end_of).max().unwrap_or(0);
         let roots = roots(&authorities).map_err(|why| in_file(ca, &why))?;
         check_chain(&chain, &roots, SystemTime::now()).map_err(|why| {
+            let is_authority = |der| view::view(der).is_ok_and(|one| one.is_authority);
+            if !authorities.iter().any(is_authority) {
+                return in_file(ca, NO_AUTHORITY);
+            }
             let (shown, until) = (cert.display(), &view.not_after);
             Fault::new(Code::Certificate, format!("{shown} (until {until}): {why}"))
         })?;

@@ -19,7 +19,7 @@ use crate::authority::{
 use crate::files::{self, KeyFolder, Readers};
 use crate::identity;
 use crate::register::{Entry, IssuedState, IssuedView, Reason, Register, unix_seconds_of};
-use crate::revocation::{Freshness, LIST_BYTES_MAX, Revocations};
+use crate::revocation::{Freshness, LIST_BYTES_MAX, ListView, Revocations};
 use crate::view;
 
 /// Default validity of a list of revoked certificates: a month, so that a box that is offline for
@@ -101,16 +101,18 @@ pub struct Renewed {
     pub changed: Vec<&'static str>,
 }
 
-/// A list that has been signed.
+/// A list of revoked certificates at the authority.
 #[derive(Debug, Clone)]
 pub struct Signed {
+    /// Whether it was signed by this call. `false` if the last list already had everything.
+    pub is_new: bool,
     /// The list's file.
     pub file: PathBuf,
     /// Its number.
     pub number: u64,
     /// When the next one is due.
     pub next_update: SystemTime,
-    /// The certificates revoked with it.
+    /// The certificates that were to be revoked.
     pub revoked: Vec<IssuedView>,
     /// Number of certificates it revokes in total.
     pub revoked_count: usize,
@@ -256,13 +258,12 @@ impl Authority {
 
     /// Revokes certificates and signs the next list, valid for `lasting`. If an earlier revocation
     /// was interrupted before its list was published, certificates already revoked may be revoked
-    /// again.
+    /// again. If the last list already has all of them, nothing is signed.
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND` if there is no such certificate to revoke, `E_STATE` if it has been revoked
-    /// before, `E_USAGE` if the list would last too long, `E_IO` if the register or the list cannot
-    /// be written.
+    /// `E_NOT_FOUND` if there is no such certificate, `E_USAGE` if the list would last too long,
+    /// `E_STATE` if hosts would not read it, `E_IO` if the register or the list cannot be written.
     pub fn revoke(
         &self,
         which: &Which,
@@ -277,8 +278,16 @@ impl Authority {
         }
         // Held until the end: two lists with the same number must never be handed out.
         let mut register = self.register()?;
-        let is_public = self.is_public(&register);
-        let chosen = choose(&register.issued(now), which, is_public)?;
+        let public = self.public_list(&register);
+        let named = choose(&register.issued(now), which)?;
+        let is_done = |view: &&IssuedView| view.state == IssuedState::Revoked && public.is_some();
+        let (done, chosen): (Vec<_>, Vec<_>) = named.iter().partition(is_done);
+        if let Some(last) = &public
+            && !done.is_empty()
+            && chosen.is_empty()
+        {
+            return self.signed_before(last, named);
+        }
         for view in &chosen {
             if view.state != IssuedState::Revoked {
                 register.add(&Entry::Revoked {
@@ -335,6 +344,7 @@ impl Authority {
             next_update_unix_seconds: unix_seconds_of(next_update),
         })?;
         let signed = Signed {
+            is_new: true,
             file: self
                 .folder()?
                 .replace(REVOCATION_LIST, &pem, Readers::All)?,
@@ -346,16 +356,27 @@ impl Authority {
         Ok((signed, pem))
     }
 
-    /// Whether every revoked certificate is in the list that hosts are given.
-    fn is_public(&self, register: &Register) -> bool {
-        let read = || {
-            let authorities = certificates(&self.certificate_pem).ok()?;
-            let pem = self.list_pem().ok()??;
-            let lists = Revocations::recall(pem.as_bytes(), &authorities).ok()?;
-            let view = lists.views().next()?;
-            Some(view.number)
-        };
-        register.is_listed() && read() == Some(register.list_number())
+    /// The list that hosts are given, if every revoked certificate is in it.
+    fn public_list(&self, register: &Register) -> Option<ListView> {
+        let authorities = certificates(&self.certificate_pem).ok()?;
+        let pem = self.list_pem().ok()??;
+        let lists = Revocations::recall(pem.as_bytes(), &authorities).ok()?;
+        let view = lists.views().next()?.clone();
+        let is_whole = register.is_listed() && view.number == register.list_number();
+        is_whole.then_some(view)
+    }
+
+    /// The last list, which already has all of these.
+    fn signed_before(&self, last: &ListView, revoked: Vec<IssuedView>) -> Result<Signed, Fault> {
+        let next_update = Duration::from_secs(last.next_update_unix_seconds);
+        Ok(Signed {
+            is_new: false,
+            file: self.folder()?.path().join(REVOCATION_LIST),
+            number: last.number,
+            next_update: SystemTime::UNIX_EPOCH + next_update,
+            revoked,
+            revoked_count: usize::try_from(last.revoked_count).unwrap_or(usize::MAX),
+        })
     }
 
     /// The authorities that a host is to trust, as PEM.
@@ -440,22 +461,13 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
         .map_err(|error| Fault::new(Code::Certificate, error.to_string()))
 }
 
-/// The certificates to revoke. If `is_public`, those already revoked are left out; otherwise some
-/// of them may be missing from the list, so they are included again.
-fn choose(issued: &[IssuedView], which: &Which, is_public: bool) -> Result<Vec<IssuedView>, Fault> {
-    let is_done = |view: &IssuedView| view.state == IssuedState::Revoked && is_public;
+/// The certificates that are to be revoked, whether they were before or not.
+fn choose(issued: &[IssuedView], which: &Which) -> Result<Vec<IssuedView>, Fault> {
     match which {
         Which::None => Ok(Vec::new()),
-        Which::Serial(serial) => {
-            let view = of_number(issued, serial)?;
-            if is_done(view) {
-                let detail = format!("certificate {} was revoked before", view.serial);
-                return Err(Fault::new(Code::State, detail));
-            }
-            Ok(vec![view.clone()])
-        }
+        Which::Serial(serial) => Ok(vec![of_number(issued, serial)?.clone()]),
         Which::Host(host) => {
-            let of_host = |view: &&IssuedView| view.identity == *host && !is_done(view);
+            let of_host = |view: &&IssuedView| view.identity == *host;
             let chosen: Vec<_> = issued.iter().filter(of_host).cloned().collect();
             if chosen.is_empty() {
                 let detail = format!("{host} has no certificate from here to revoke");

@@ -16,7 +16,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tempfile::TempDir;
 use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
-use towpath_certs::check::{self, Outcome};
+use towpath_certs::check::{self, CheckView, Outcome};
 use towpath_certs::register::{IssuedState, REGISTER, Reason};
 use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Signed, Which};
 use towpath_certs::{Authority, Freshness, Identity, Revocations, Validity, show};
@@ -239,18 +239,27 @@ fn revoking_names_certificates_by_number_or_by_host_and_numbers_its_lists() {
     assert_eq!(signed.revoked[0].serial, serial);
     let signed = world.revoke(&Which::Host(host("edge"))).unwrap();
     assert_eq!((signed.number, signed.revoked_count), (3, 3));
-
     let list = world.read(&signed.file, &Revocations::default()).unwrap();
     for files in [&edge, &twin, &region] {
         assert!(list.is_revoked(&leaf(files)));
     }
     assert!(!list.is_revoked(&leaf(&world.issue("other", "other"))));
-    for (which, code) in [
-        (Which::Serial(serial), Code::State),
-        (Which::Serial("abcd".to_owned()), Code::NotFound),
-        (Which::Host(host("edge")), Code::NotFound),
+    let due = list.next_update_unix_seconds().map(Duration::from_secs);
+    let due = SystemTime::UNIX_EPOCH + due.unwrap();
+    // The same command again is no failure, and signs no other list.
+    for (which, count) in [(Which::Serial(serial), 1), (Which::Host(host("edge")), 2)] {
+        let again = world.revoke(&which).unwrap();
+        let seen = (again.is_new, again.number, again.revoked_count);
+        assert_eq!(seen, (false, 3, 3), "{which:?}");
+        assert_eq!(again.revoked.len(), count);
+        assert_eq!((again.file, again.next_update), (signed.file.clone(), due));
+    }
+    for which in [
+        Which::Serial("abcd".to_owned()),
+        Which::Host(host("nobody")),
     ] {
-        assert_eq!(world.revoke(&which).unwrap_err().code, code, "{which:?}");
+        let fault = world.revoke(&which).unwrap_err();
+        assert_eq!(fault.code, Code::NotFound, "{which:?}");
     }
     let long = world.authority.revoke(
         &Which::None,
@@ -483,6 +492,14 @@ fn a_folder_is_checked_whole_and_all_that_is_wrong_shows() {
     assert!(!of(start).is_good);
     let empty = check::folder(&world.path("nothing"), start);
     assert!(!empty.is_good && empty.identity.is_none());
+    let is_good = |check: &CheckView| check.outcome == Outcome::Good;
+    assert!(!empty.checks.iter().any(is_good), "{empty:?}");
+    // What names no authority is said to name none, by whoever reads it.
+    fs::copy(&other.cert, &files.ca).unwrap();
+    for cert in [&files.cert, &other.cert] {
+        let refused = Identity::load(cert, &other.key, &files.ca).unwrap_err();
+        assert!(refused.detail.contains("no authority's"), "{refused}");
+    }
 }
 
 #[test]
@@ -595,7 +612,7 @@ fn what_was_revoked_without_a_list_is_revoked_when_it_is_repeated() {
         assert!(list.is_revoked(&leaf(&edge)));
         assert!(!list.is_revoked(&leaf(&region)));
         for which in which {
-            assert!(world.revoke(&which).is_err(), "it is done");
+            assert!(!world.revoke(&which).unwrap().is_new, "it is done");
         }
     }
 }

@@ -158,7 +158,9 @@ struct SignedList<'a> {
     next_update: String,
     next_update_unix_seconds: u64,
     revoked_count: usize,
-    /// Revoked with this list.
+    /// Whether it was signed now: what was named may have been revoked before.
+    is_new: bool,
+    /// Named by the command, and revoked.
     revoked: &'a [IssuedView],
 }
 
@@ -218,12 +220,19 @@ pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
         next_update: humantime::format_rfc3339_seconds(signed.next_update).to_string(),
         next_update_unix_seconds: since.map_or(0, |since| since.as_secs()),
         revoked_count: signed.revoked_count,
+        is_new: signed.is_new,
         revoked: &signed.revoked,
     };
     show::show(options.output.format, "revocation-list", &list, || {
         let revoked: Vec<_> = list.revoked.iter().map(|one| escape(&one.serial)).collect();
         fields(&[
-            ("revoked", (!revoked.is_empty()).then(|| revoked.join(", "))),
+            (
+                match list.is_new {
+                    true => "revoked",
+                    false => "revoked already",
+                },
+                (!revoked.is_empty()).then(|| revoked.join(", ")),
+            ),
             ("list", Some(escape(&list.file.display().to_string()))),
             ("number", Some(list.number.to_string())),
             ("revokes in all", Some(list.revoked_count.to_string())),
