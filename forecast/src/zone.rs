@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use jiff::tz::{self, TimeZone, TimeZoneDatabase};
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
 
@@ -15,8 +15,8 @@ const NAME_BYTES_MAX: usize = 64;
 
 /// A time zone by its name, such as `Europe/Berlin`; its rules are read once, when it is made.
 ///
-/// The rules are the system's where it has any, for governments change them; else those that were
-/// known when this program was built.
+/// The rules are the system's where it has the name, for governments change them; else those that were known when this
+/// program was built. Systems move older names to packages of their own, and an upgrade of one must stop no tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Zone {
@@ -71,10 +71,16 @@ impl FromStr for Zone {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(is_plain) {
             return Err(wrong(""));
         }
-        let rules = TimeZone::get(name).map_err(|_| wrong(": it is not known here"))?;
+        let rules = rules_of(name, tz::db()).ok_or_else(|| wrong(": it is not known here"))?;
         let name = name.to_owned();
         Ok(Self { name, rules })
     }
+}
+
+/// The rules of a name: the system's, or else those of this program.
+fn rules_of(name: &str, system: &TimeZoneDatabase) -> Option<TimeZone> {
+    let own = || TimeZoneDatabase::bundled().get(name);
+    system.get(name).or_else(|_| own()).ok()
 }
 
 impl TryFrom<String> for Zone {
@@ -130,6 +136,16 @@ mod tests {
             let fault = bad.parse::<Zone>().unwrap_err();
             assert_eq!(fault.code, Code::Config, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_name_that_the_system_lacks_is_still_known() {
+        let system = TimeZoneDatabase::none();
+        assert!(system.get("US/Pacific").is_err());
+        let rules = rules_of("US/Pacific", &system).unwrap();
+        let summer = timestamp(Moment::from_unix_seconds(1_784_000_000));
+        assert_eq!(rules.to_offset(summer).seconds(), -7 * 3600);
+        assert_eq!(rules_of("US/Pacifik", &system), None);
     }
 
     #[test]

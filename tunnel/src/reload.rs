@@ -92,6 +92,10 @@ async fn configuration(core: &Arc<Core>) {
 async fn apply(core: &Arc<Core>, config: &Config) {
     for peer in &config.peers {
         if let Some(known) = core.peers.get(&peer.site) {
+            // Another zone waits for the next start; the same one may have other rules by now.
+            if config.time_zone.name() == core.config.time_zone.name() {
+                known.set_zone(&config.time_zone);
+            }
             known.set_shaping(peer.shaping());
         }
     }

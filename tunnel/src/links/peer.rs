@@ -134,7 +134,7 @@ pub(crate) struct Peer {
     pub site: Name,
     pub address: Option<String>,
     shaping: Mutex<Arc<Shaped>>,
-    zone: Zone,
+    zone: Mutex<Zone>,
     pub pacer: Arc<Pacer>,
     pub counters: Arc<Counters>,
     pub streams: Arc<Streams>,
@@ -195,7 +195,7 @@ impl Peer {
             address: config.address.clone(),
             pacer: Arc::new(Pacer::new(rate, shaped.rules.shares.clone())),
             shaping: Mutex::new(Arc::new(shaped)),
-            zone: zone.clone(),
+            zone: Mutex::new(zone.clone()),
             counters: Arc::default(),
             streams: Arc::new(Streams::new(limits.peer_streams as usize)),
             begins: DefaultDirectRateLimiter::direct(Quota::per_second(STREAMS_PER_SECOND)),
@@ -249,9 +249,16 @@ impl Peer {
         Arc::clone(&self.shaping.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Reads timetables by these rules from the next change of the shaping on.
+    pub(crate) fn set_zone(&self, zone: &Zone) {
+        let mut ours = self.zone.lock().unwrap_or_else(PoisonError::into_inner);
+        ours.clone_from(zone);
+    }
+
     /// Holds what we send to it back otherwise from now on.
     pub(crate) fn set_shaping(&self, shaping: Shaping) {
-        let shaped = Arc::new(Shaped::new(shaping, &self.zone));
+        let zone = self.zone.lock().unwrap_or_else(PoisonError::into_inner);
+        let shaped = Arc::new(Shaped::new(shaping, &zone));
         *self.shaping.lock().unwrap_or_else(PoisonError::into_inner) = shaped;
         self.shape();
     }
