@@ -1,18 +1,26 @@
 //! Where a peer is to be found: its name is looked up again and again, one lookup at a time.
 //!
-//! A lookup cannot be called off, and without an answer it takes its thread for as long as the resolver
+//! Answers are asked for every few seconds and not with each attempt, or a peer that is away for days costs its resolver
+//! nine questions a second. A lookup cannot be called off, and without an answer it takes its thread for as long as the resolver
 //! likes. So whoever dials takes what was found last while the next answer is awaited or does not come.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant as Clock};
 
 use tokio::sync::watch;
 use towpath_protocol::fault::{Code, Fault};
+
+/// Shortest time from the beginning of one lookup to the next of the same name. Attempts to dial begin four times a
+/// second for as long as a peer is away, and each lookup is at least two questions to the resolver.
+const LOOKUP_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is known of a name.
 #[derive(Debug, Default)]
 struct Known {
     is_looking: bool,
+    /// When the last lookup began; none before the first, and after the network has changed.
+    looked_at: Option<Clock>,
     addresses: Vec<SocketAddr>,
     /// Those of them that were dialled, the last one last.
     dialled: Vec<SocketAddr>,
@@ -31,8 +39,19 @@ enum Next {
 
 impl Known {
     /// Whether a lookup is to begin; there is one from then on.
-    fn look(&mut self) -> bool {
-        !std::mem::replace(&mut self.is_looking, true)
+    fn look(&mut self, now: Clock) -> bool {
+        let is_early = |at: Clock| now.saturating_duration_since(at) < LOOKUP_PAUSE;
+        if self.is_looking || self.looked_at.is_some_and(is_early) {
+            return false;
+        }
+        self.is_looking = true;
+        self.looked_at = Some(now);
+        true
+    }
+
+    /// The network has changed, and with it the resolver or its answer perhaps.
+    fn note_network(&mut self) {
+        self.looked_at = None;
     }
 
     /// A lookup is over.
@@ -78,13 +97,21 @@ impl Place {
         Arc::new(Self { name, known })
     }
 
-    /// Where to dial next; the name is looked up for whoever comes after.
+    /// Has the name looked up with the next attempt, however soon after the last lookup.
+    pub(crate) fn note_network(&self) {
+        self.known.send_modify(Known::note_network);
+    }
+
+    /// Where to dial next; the name is looked up for whoever comes after, unless that was done a moment ago.
     ///
     /// # Errors
     ///
     /// `E_UNREACHABLE` if nothing is known and nothing was found.
     pub(crate) async fn next(self: &Arc<Self>) -> Result<SocketAddr, Fault> {
-        if self.known.send_if_modified(Known::look) {
+        if self
+            .known
+            .send_if_modified(|known| known.look(Clock::now()))
+        {
             let place = Arc::clone(self);
             // Whoever asked may give up before the answer.
             tokio::spawn(async move {
@@ -132,37 +159,64 @@ mod tests {
 
     #[test]
     fn one_lookup_runs_at_a_time_and_what_was_found_last_is_dialled_meanwhile() {
-        let mut known = Known::default();
-        assert!(known.look());
+        let (mut known, mut now) = (Known::default(), Clock::now());
+        assert!(known.look(now));
         assert_eq!(known.next(), Next::Wait);
         for _ in 0..100 {
-            assert!(!known.look(), "another lookup beside one without an answer");
+            now += LOOKUP_PAUSE;
+            assert!(
+                !known.look(now),
+                "another lookup beside one without an answer"
+            );
         }
+        let mut look = |known: &mut Known| {
+            now += LOOKUP_PAUSE;
+            known.look(now)
+        };
         known.found(Err("no such host".to_owned()));
         assert_eq!(known.next(), Next::Nowhere("no such host".to_owned()));
-        assert!(known.look());
+        assert!(look(&mut known));
         known.found(Ok(vec![at(1)]));
-        assert!(known.look());
+        assert!(look(&mut known));
         assert_eq!(known.next(), Next::At(at(1)), "while the next is awaited");
         for failed in [Err("the resolver is gone".to_owned()), Ok(Vec::new())] {
             known.found(failed);
             assert_eq!(known.next(), Next::At(at(1)));
-            assert!(known.look());
+            assert!(look(&mut known));
         }
         known.found(Ok(vec![at(2)]));
         assert_eq!(known.next(), Next::At(at(2)));
     }
 
     #[test]
+    fn a_peer_that_is_away_costs_a_lookup_every_few_seconds_and_one_more_when_the_network_changes()
+    {
+        let (mut known, began) = (Known::default(), Clock::now());
+        let mut count = 0;
+        for attempt in 0..240 {
+            if known.look(began + attempt * Duration::from_millis(250)) {
+                // A lookup that fails is no reason to ask sooner.
+                known.found(Err("no such host".to_owned()));
+                count += 1;
+            }
+        }
+        assert_eq!(count, 12, "in a minute");
+        let now = began + Duration::from_mins(1) - Duration::from_millis(250);
+        assert!(!known.look(now));
+        known.note_network();
+        assert!(known.look(now));
+        // One that began before the change may have asked the resolver of before.
+        known.note_network();
+        assert!(!known.look(now));
+        known.found(Ok(vec![at(1)]));
+        assert!(known.look(now));
+    }
+
+    #[test]
     fn attempts_take_a_names_addresses_in_turns() {
         let mut known = Known::default();
-        let mut dialled = Vec::new();
-        for _ in 0..4 {
-            // Each attempt has the name looked up again.
-            assert!(known.look());
-            known.found(Ok(vec![at(1), at(2)]));
-            dialled.push(known.next());
-        }
+        known.found(Ok(vec![at(1), at(2)]));
+        let dialled = [(); 4].map(|()| known.next());
         assert_eq!(dialled, [at(1), at(2), at(1), at(2)].map(Next::At));
     }
 

@@ -113,6 +113,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
                 Some(link) if link.has_moved() => {
                     tracing::info!(site = %peer.site, "this host's address towards the peer is another now");
                     peer.replace(&link);
+                    place.note_network();
                     next = Instant::now();
                     Cause::Network
                 }
@@ -191,6 +192,7 @@ async fn reach(
             Ok(()) = network.changed() => {
                 // Whatever was learnt about the way to the peer was learnt of another network.
                 backoff.reset();
+                place.note_network();
                 began = Instant::now();
                 (next, cause) = (began, Cause::Network);
                 continue;
