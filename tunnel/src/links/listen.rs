@@ -323,7 +323,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Shows whose link was refused because another one has its place.
+    /// Shows a host whose link was refused because another tunnel of its site has the place.
     fn note_not_taken(&self, link: &Link, fault: &Fault) {
         let (source, host) = (link.remote_address(), &link.peer);
         if fault.remedy.is_none() {

@@ -61,7 +61,7 @@ const LOSS_COUNT_MAX: usize = 32;
 /// a peer may dial as often as it likes.
 const RETIRED_COUNT_MAX: usize = 2;
 
-/// What to do about a second host of a site.
+/// The remedy for a second host of a site.
 pub(crate) const ONE_TUNNEL_REMEDY: &str =
     "one tunnel of a site is linked at a time: stop that one, or give this host a site of its own";
 
@@ -608,7 +608,7 @@ impl Peer {
         }
         let mut rivals = self.rivals();
         if current.party() != new.party() && rivals.is_past(&new.party()) {
-            // If nobody is there any more, that shows before the other one dials again.
+            // A link whose tunnel is gone shows as stalled before the other one has dialled a few times more.
             current.ask_anyway();
             return Err(rivals.refuse(current, new));
         }
@@ -622,7 +622,7 @@ impl Peer {
         self.rivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is to be shown of two tunnels that show one identity, if they are there now.
+    /// The words to show while two tunnels with the peer's identity are there.
     pub(crate) fn rivals_shown(&self) -> Option<String> {
         self.rivals().shown(Clock::now())
     }

@@ -65,7 +65,7 @@ pub(crate) struct Signs {
     pub queue: Duration,
     /// Times the link was lost within [`RECENT`].
     pub lost_count: usize,
-    /// What is to be said of two tunnels that show the peer's identity, if there are two.
+    /// The words for two tunnels that show the peer's identity, if there are two.
     pub rivals: Option<String>,
 }
 

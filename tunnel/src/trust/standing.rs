@@ -49,7 +49,7 @@ pub(crate) struct Papers {
     ours: Option<Chain>,
     /// When that ends, in seconds since 1970.
     ours_until: Option<u64>,
-    /// When what the peer has shown ends, once somebody has asked.
+    /// The end of the certificate that the peer has shown, once somebody has asked.
     theirs_until: OnceLock<Option<u64>>,
     judged: Mutex<Judged>,
 }
@@ -129,7 +129,7 @@ impl Papers {
         })
     }
 
-    /// When what the peer has shown ends.
+    /// The end of the certificate that the peer has shown, in seconds since 1970.
     fn theirs_until(&self, link: &Link) -> Option<u64> {
         *self.theirs_until.get_or_init(|| peer_not_after(link))
     }

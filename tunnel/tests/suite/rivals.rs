@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::harness::trust::Load;
-use crate::harness::{Pair, SOON, echo, name, open, until};
+use crate::harness::{Pair, SOON, Stopwatch, echo, name, open, until};
 use tokio::time::sleep;
+use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
 use towpath_certs::Validity;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_protocol::channel::Class;
@@ -54,6 +55,41 @@ async fn of_two_tunnels_with_one_certificate_one_keeps_the_link_and_the_peer_nam
     // The place is free once the other one leaves.
     copy.stop().await;
     pair.linked().await;
+    echo.abort();
+}
+
+/// The region hears nothing of the end of the tunnel that has the link, and the other one is not kept out by a dead link.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_gets_its_place_back_soon_after_its_copy_has_vanished() {
+    let pair = Pair::start().await;
+    let door = Door {
+        from: Side::A,
+        listen: "127.0.0.1:0".parse().unwrap(),
+        to: pair.region.listen_address().unwrap(),
+    };
+    let path = Options {
+        doors: vec![door],
+        from_a: Direction::default(),
+        from_b: Direction::default(),
+        seed: 1,
+    };
+    let relay = Relay::start(&path).unwrap();
+    let mut config = beside(&pair);
+    config.peers[0].address = Some(relay.doors()[0].to_string());
+    let copy = Tunnel::start(&config).await.unwrap();
+    copy.linked(&name("region"), SOON).await.unwrap();
+    until("the edge is refused", || {
+        link(&pair.edge).state == LinkState::Down
+    })
+    .await;
+    relay.control().cut_both();
+    let vanished = Stopwatch::start();
+    pair.edge.linked(&name("region"), SOON).await.unwrap();
+    vanished.at_most(Duration::from_secs(5), "back");
+    let echo = echo(pair.echo());
+    let load = Load::start(pair.open("echo", Class::App).await.unwrap());
+    load.flows().await;
+    load.end().await;
     echo.abort();
 }
 

@@ -23,18 +23,18 @@ const REFUSAL_COUNT_MIN: u32 = 2;
 /// How long after the last refusal the second tunnel counts as there: a few times what it waits between two attempts.
 const SHOWN: Duration = Duration::from_secs(15);
 
-/// What mends it.
+/// The remedy for two tunnels that show one identity.
 pub(crate) const REMEDY: &str =
     "issue the copy a certificate of its own; revoke this one if you do not know it";
 
 /// The runs of a peer's tunnels, and whether two are there at once.
 #[derive(Debug, Default)]
 pub(super) struct Rivals {
-    /// Whose link was taken last.
+    /// The run whose link was taken last.
     last: Option<Party>,
     /// Runs whose place another one has taken, newest last.
     past: VecDeque<Party>,
-    /// Whose link was refused last, and how often in a row.
+    /// The run whose link was refused last, and how often in a row.
     refused: Option<(Party, u32)>,
     shown: Option<Shown>,
 }
@@ -46,7 +46,7 @@ struct Shown {
 }
 
 impl Rivals {
-    /// Takes note of whose link was taken.
+    /// Takes note of the run whose link was taken.
     pub(super) fn note_taken(&mut self, party: &Party) {
         if self.last.as_ref() == Some(party) {
             return;
@@ -65,8 +65,8 @@ impl Rivals {
         self.past.contains(party)
     }
 
-    /// Takes note of a link that was refused because another run has its place; says what is to be told of it, if that
-    /// is new.
+    /// Takes note of a link that was refused because another run has its place; gives the words of a warning, if one is
+    /// due.
     fn note_refused(
         &mut self,
         party: &Party,
@@ -110,7 +110,7 @@ impl Rivals {
         Fault::new(Code::State, detail).remedy(REMEDY)
     }
 
-    /// What is to be shown of two tunnels that are there now.
+    /// The words to show while two tunnels are there.
     pub(super) fn shown(&self, now: Clock) -> Option<String> {
         let shown = self.shown.as_ref().filter(|shown| shown.is_fresh(now));
         shown.map(|shown| shown.words.clone())
