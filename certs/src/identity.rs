@@ -19,18 +19,38 @@ use crate::revocation::Revocations;
 use crate::view::{self, CertificateView};
 use crate::{files, tls};
 
+/// Name of a certificate that is no file's, in complaints.
+const KEPT: &str = "the last good certificate";
+
+/// What mends a link that waits for this host's own certificate.
+const KEYLESS_REMEDY: &str =
+    "`towpath status` says why; put the right files in place, the link is made by itself then";
+
 /// Said of a file of authorities that holds something else.
 pub(crate) const NO_AUTHORITY: &str = "holds a certificate that is no authority's";
 
 /// Most certificates in one file: a leaf and an intermediate, with room for a cross-signed pair.
 const CHAIN_LENGTH_MAX: usize = 4;
 
+/// A host's chain and its authorities as PEM text. There is no key in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Texts {
+    /// The host's own certificate, with what leads from it to its authority.
+    pub certificate: String,
+    /// The authorities that the host trusts.
+    pub authorities: String,
+}
+
 /// This host's identity: its certificate, the private key for it, and the authorities it trusts.
 #[derive(Clone)]
 pub struct Identity {
     host: HostIdentity,
     view: CertificateView,
-    pub(crate) key: Arc<CertifiedKey>,
+    chain: Vec<CertificateDer<'static>>,
+    /// The key with its chain; none where only the certificate is known.
+    key: Option<Arc<CertifiedKey>>,
+    /// The certificates of both files as text, for the next start.
+    texts: Arc<Texts>,
     pub(crate) roots: Arc<RootCertStore>,
     /// The certificates behind `roots`.
     authorities: Vec<CertificateDer<'static>>,
@@ -100,7 +120,8 @@ impl Identity {
             let (shown, until) = (cert.display(), &view.not_after);
             Fault::new(Code::Certificate, format!("{shown} (until {until}): {why}"))
         })?;
-        let key = CertifiedKey::from_der(chain, key_der, &tls::provider()).map_err(|error| {
+        let paired = CertifiedKey::from_der(chain.clone(), key_der, &tls::provider());
+        let paired = paired.map_err(|error| {
             let why = match error {
                 Error::InconsistentKeys(_) => {
                     format!("is not the key of {}; issue the pair anew", cert.display())
@@ -112,7 +133,9 @@ impl Identity {
         Ok(Self {
             host,
             view,
-            key: Arc::new(key),
+            chain,
+            key: Some(Arc::new(paired)),
+            texts: Arc::new(texts_of(cert_pem, ca_pem)),
             roots: Arc::new(roots),
             authorities,
             first_end_unix_seconds,
@@ -120,6 +143,73 @@ impl Identity {
             last_end_unix_seconds,
             revocations: Arc::default(),
         })
+    }
+
+    /// The identity of a certificate that was kept as text, with the key of a file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Identity::load`].
+    pub fn load_beside(texts: &Texts, key: &Path) -> Result<Self, Fault> {
+        let key_pem = files::read_private(key)?;
+        let cert = (Path::new(KEPT), texts.certificate.as_bytes());
+        let ca = (Path::new(KEPT), texts.authorities.as_bytes());
+        Self::from_pem([cert, (key, &key_pem), ca])
+    }
+
+    /// Who a host was by its certificate, without the key: it can be shown to operators and proves nothing to peers.
+    /// Its time may be over.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if a text holds no certificates, or the certificate names no host.
+    pub fn without_key(texts: &Texts) -> Result<Self, Fault> {
+        let known = Path::new(KEPT);
+        let chain = chain_in(known, texts.certificate.as_bytes())?;
+        let authorities = chain_in(known, texts.authorities.as_bytes())?;
+        let leaf = chain.first().expect("a chain that was read is not empty");
+        let ends = authorities.iter().filter_map(end_of);
+        Ok(Self {
+            host: view::identity_of(leaf)?,
+            view: view::view(leaf)?,
+            key: None,
+            texts: Arc::new(texts.clone()),
+            roots: Arc::new(RootCertStore::empty()),
+            first_end_unix_seconds: ends.min().unwrap_or(0),
+            ended: Vec::new(),
+            last_end_unix_seconds: 0,
+            revocations: Arc::default(),
+            chain,
+            authorities,
+        })
+    }
+
+    /// Whether this host can prove who it is: without its key no link can be made.
+    #[must_use]
+    pub const fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// The key with its chain, for a handshake.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if only the certificate is known.
+    pub(crate) fn key(&self) -> Result<&Arc<CertifiedKey>, Fault> {
+        self.key.as_ref().ok_or_else(Self::no_key)
+    }
+
+    /// Why a host that has no key makes no link.
+    #[must_use]
+    pub fn no_key() -> Fault {
+        let detail = "this host's certificate and key cannot be used";
+        Fault::new(Code::Certificate, detail).remedy(KEYLESS_REMEDY)
+    }
+
+    /// The certificates as text, for the next start.
+    #[must_use]
+    pub fn texts(&self) -> &Texts {
+        &self.texts
     }
 
     /// Reads a file of revocation lists and checks it against the authorities of this identity. No
@@ -155,7 +245,8 @@ impl Identity {
     /// Whether both have the same certificate, authorities and lists.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        self.key.cert == other.key.cert
+        self.chain == other.chain
+            && self.has_key() == other.has_key()
             && self.authorities == other.authorities
             && self.revocations.is_same(&other.revocations)
     }
@@ -177,7 +268,7 @@ impl Identity {
     /// The certificate that is shown to peers, followed by its intermediates.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.key.cert
+        &self.chain
     }
 
     /// The trusted authority that signed a chain, at whatever time; `None` if none of them did.
@@ -260,6 +351,26 @@ fn chain_in(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fau
         return Err(in_file(path, &why));
     }
     Ok(chain)
+}
+
+/// The certificates of both files, and nothing else that may stand in them: not a key above all.
+fn texts_of(cert_pem: &[u8], ca_pem: &[u8]) -> Texts {
+    let of = |pem: &[u8]| {
+        let (text, mut is_inside, mut kept) = (String::from_utf8_lossy(pem), false, String::new());
+        for line in text.lines().map(str::trim_end) {
+            is_inside |= line == "-----BEGIN CERTIFICATE-----";
+            if is_inside {
+                kept.push_str(line);
+                kept.push('\n');
+            }
+            is_inside &= line != "-----END CERTIFICATE-----";
+        }
+        kept
+    };
+    Texts {
+        certificate: of(cert_pem),
+        authorities: of(ca_pem),
+    }
 }
 
 /// Checks that a chain leads to a root, at whatever time: the certificate of a box that was in a

@@ -63,7 +63,7 @@ pub const fn is_hybrid(group: NamedGroup) -> bool {
 ///
 /// # Errors
 ///
-/// `E_CERTIFICATE` if the authority's certificate cannot be used.
+/// `E_CERTIFICATE` if the authority's certificate cannot be used, or the identity has no key.
 pub fn server_config(
     identity: &Identity,
     rejections: &Arc<Rejections>,
@@ -83,7 +83,7 @@ pub fn server_config_with(
 ) -> Result<ServerConfig, Fault> {
     let verifier = Arc::new(verifier(identity, None, rejections)?);
     let resolver: Arc<dyn ResolvesServerCert> =
-        Arc::new(SingleCertAndKey::from(Arc::clone(&identity.key)));
+        Arc::new(SingleCertAndKey::from(Arc::clone(identity.key()?)));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?
@@ -101,7 +101,7 @@ pub fn server_config_with(
 ///
 /// # Errors
 ///
-/// `E_CERTIFICATE` if the authority's certificate cannot be used.
+/// `E_CERTIFICATE` if the authority's certificate cannot be used, or the identity has no key.
 pub fn client_config(
     identity: &Identity,
     site: &Name,
@@ -122,7 +122,7 @@ pub fn client_config_with(
     rejections: &Arc<Rejections>,
 ) -> Result<ClientConfig, Fault> {
     let verifier = Arc::new(verifier(identity, Some(site.clone()), rejections)?);
-    let resolver = Arc::new(SingleCertAndKey::from(Arc::clone(&identity.key)));
+    let resolver = Arc::new(SingleCertAndKey::from(Arc::clone(identity.key()?)));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?

@@ -399,7 +399,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// `E_META` if they are damaged or of a version this release does not know.
+    /// `E_META` if they are damaged, `E_VERSION` if a newer release has written them.
     pub fn decode(bytes: &[u8]) -> Result<Self, Fault> {
         if bytes.len() > ENCODED_BYTES_MAX {
             return Err(damaged("its length"));
@@ -415,11 +415,14 @@ impl History {
             return Err(damaged("its beginning"));
         }
         let version = u32::from_le_bytes(rest.take()?);
-        if !(VERSION_WITHOUT_CAPS..=VERSION).contains(&version) {
+        if version < VERSION_WITHOUT_CAPS {
+            return Err(damaged("its version"));
+        }
+        if version > VERSION {
             let detail = format!(
                 "a history of version {version}; this release knows {VERSION_WITHOUT_CAPS} to {VERSION}"
             );
-            return Err(Fault::new(Code::Meta, detail));
+            return Err(Fault::new(Code::Version, detail));
         }
         let mut history = Self::default();
         for (ring, grain) in history.rings.iter_mut().zip(GRAINS) {

@@ -15,7 +15,7 @@ mod serving;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -27,8 +27,9 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
 use crate::core::Core;
+use crate::datagrams;
 use crate::figures::Figures;
-use crate::{datagrams, kept};
+use crate::kept::{Aside, Folder};
 use book::register::TEXT_BYTES_MAX;
 use book::{Book, Change, Origin, closed_by_hand, not_found};
 use configured::Late;
@@ -39,6 +40,9 @@ pub(crate) use serving::{Place, Resetting, Serving};
 
 /// Connections, or sources of datagrams, of one channel at once.
 const CONNECTION_COUNT_MAX: usize = 256;
+
+/// Where what was pushed is kept, in the state folder.
+const BOOK_FILE: &str = "channels.json";
 
 /// Interval at which channels are looked at: what has expired ends, and the rates are measured.
 const TICK: Duration = Duration::from_secs(1);
@@ -58,7 +62,7 @@ pub(crate) struct Channels {
     /// What was pushed, as the book has it; and whether that is to be, or is not to be any more.
     pushed: Mutex<BTreeMap<Name, bool>>,
     /// Where what was pushed is kept over a restart; nowhere without a state folder.
-    kept_at: Option<PathBuf>,
+    folder: Option<Arc<Folder>>,
 }
 
 /// Reads the text that channels are remembered by, and writes it again.
@@ -204,9 +208,9 @@ impl Channel {
 
 impl Channels {
     /// No channels yet; what will be pushed is kept in this folder.
-    pub(crate) fn new(state_dir: Option<&Path>) -> Self {
+    pub(crate) fn new(folder: Option<Arc<Folder>>) -> Self {
         Self {
-            kept_at: state_dir.map(|folder| folder.join("channels.json")),
+            folder,
             ..Self::default()
         }
     }
@@ -217,27 +221,27 @@ impl Channels {
         *book = next;
     }
 
-    fn recall(&self) -> Result<Book, Fault> {
-        let Some(path) = &self.kept_at else {
-            return Ok(Book::default());
+    fn recall(&self) -> Book {
+        let Some(folder) = &self.folder else {
+            return Book::default();
         };
-        let Some(text) = kept::read(path, TEXT_BYTES_MAX)? else {
-            return Ok(Book::default());
+        let Some(text) = folder.read(Path::new(BOOK_FILE), TEXT_BYTES_MAX) else {
+            return Book::default();
         };
-        Ok(Book::decode(&text).unwrap_or_else(|fault| {
+        Book::decode(&text).unwrap_or_else(|fault| {
             // What was pushed is pushed again; a site without any channel would be worse.
-            kept::set_aside(path, &fault);
+            folder.set_aside(Path::new(BOOK_FILE), Aside::Damaged, &fault);
             Book::default()
-        }))
+        })
     }
 
     /// Makes what is known now durable, before anybody is told of it.
     async fn keep(&self, book: &Book) -> Result<(), Fault> {
-        let Some(path) = self.kept_at.clone() else {
+        let Some(folder) = self.folder.clone() else {
             return Ok(());
         };
         let text = book.encode()?;
-        let write = move || kept::replace(&path, &text);
+        let write = move || folder.replace(Path::new(BOOK_FILE), &text);
         let written = tokio::task::spawn_blocking(write).await;
         written.map_err(|error| Fault::new(Code::State, error.to_string()))?
     }

@@ -14,6 +14,7 @@ use towpath_protocol::identity::Name;
 use crate::channels::Channels;
 use crate::config::{Config, Limits};
 use crate::distrust::LastRefused;
+use crate::kept::Folder;
 use crate::legs::Legs;
 use crate::network::Network;
 use crate::outlook::Outlook;
@@ -77,17 +78,10 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(config: &Config) -> Result<Self, Fault> {
-        let trust = Trust::load(&config.certificates, config.state_dir.as_deref())?;
+    pub(crate) fn new(config: &Config, state: Option<Arc<Folder>>) -> Result<Self, Fault> {
+        let us = (&config.site, &config.host);
+        let trust = Trust::load(&config.certificates, us, state.as_ref())?;
         let identity = trust.current();
-        let host = trust.host();
-        if host.site != config.site || host.host != config.host {
-            let (site, name) = (&config.site, &config.host);
-            return Err(Fault::new(
-                Code::Certificate,
-                format!("the certificate names {host}, the configuration {site}/{name}"),
-            ));
-        }
         let rejections = Arc::new(Rejections::default());
         let mut peers = BTreeMap::new();
         for peer in &config.peers {
@@ -111,14 +105,14 @@ impl Core {
             site: config.site.clone(),
             services: services.collect(),
             limits: config.limits.clone(),
-            channels: Channels::new(config.state_dir.as_deref()),
+            channels: Channels::new(state.clone()),
             pool: Arc::default(),
             window_memory: Memory::new(config.limits.window_memory.bytes()),
             dropped: Dropped::default(),
             refused: LastRefused::default(),
             reloads: Reloads::default(),
             began: Clock::now(),
-            outlook: Outlook::new(config),
+            outlook: Outlook::new(config, state),
             network: Network::default(),
             run: RunId(random()?),
             legs: Legs::start()?,

@@ -83,6 +83,7 @@ use trust::{dropped as refusals, failures as distrust, standing};
 
 use crate::config::Config;
 use crate::core::Core;
+use crate::kept::Folder;
 use crate::malformed::Counting;
 use crate::peer::State;
 use crate::status::StatusView;
@@ -115,8 +116,9 @@ impl Tunnel {
             let detail = format!("{}: {}", wrong.key, wrong.why);
             Fault::new(Code::Config, detail)
         })?;
-        let state_lock = config.state_dir.as_deref().map(kept::lock).transpose()?;
-        let core = Arc::new(Core::new(config)?);
+        let state = config.state_dir.as_deref().map(Folder::open).transpose()?;
+        let (state, state_lock) = state.unzip();
+        let core = Arc::new(Core::new(config, state)?);
         let (trigger, stop) = shutdown::channel();
         // Their locks first: whoever starts a second tunnel is to hear of the first one, not of its address.
         let admin = Socket::bind(&config.admin.socket)?;
@@ -126,7 +128,7 @@ impl Tunnel {
             Some(address) => Some(http::bind_loopback(address).await?),
             None => None,
         };
-        core.channels.begin(&core, &config.channels).await?;
+        core.channels.begin(&core, &config.channels).await;
         let mut tunnel = Self {
             listen_address: endpoint.as_ref().and_then(|end| end.local_addr().ok()),
             http_address: http.as_ref().and_then(|http| http.local_addr().ok()),
@@ -172,6 +174,7 @@ impl Tunnel {
         let (listening, until) = (Arc::clone(core), stop.clone());
         keep(tasks, async move { listening.network.keep(until).await });
         keep(tasks, trust::keep(Arc::clone(core), endpoint, stop.clone()));
+        keep(tasks, trust::remember(Arc::clone(core), stop.clone()));
         keep(tasks, timetable::keep(Arc::clone(core), stop.clone()));
         keep(tasks, recent::keep(Arc::clone(core), stop.clone()));
         keep(tasks, outlook::keep(Arc::clone(core), stop.clone()));
@@ -274,6 +277,7 @@ impl Tunnel {
         let all = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(FAREWELL, all).await;
         // Peers have heard of it, and do not wait for the disk.
+        trust::remember_now(&self.core).await;
         outlook::save_all(&self.core).await;
     }
 }
@@ -309,15 +313,20 @@ fn early(ended: Result<Result<(), Fault>, JoinError>) -> Fault {
 }
 
 fn listen(core: &Arc<Core>, address: SocketAddr) -> Result<Endpoint, Fault> {
-    let tls = tls::server_config(&core.trust.current(), &core.rejections)?;
-    let server = transport::server(tls, &core.limits)?;
+    let identity = core.trust.current();
+    // Without a key nobody is let in until the files can be used.
+    let server = identity.has_key().then(|| {
+        tls::server_config(&identity, &core.rejections)
+            .and_then(|tls| transport::server(tls, &core.limits))
+    });
+    let server = server.transpose()?;
     let socket = transport::listening_socket(address)?;
     let settings = transport::endpoint(&core.limits);
     let counting = Counting {
         driver: core.legs.drivers().listening(),
         core: Arc::clone(core),
     };
-    Endpoint::new(settings, Some(server), socket, Arc::new(counting))
+    Endpoint::new(settings, server, socket, Arc::new(counting))
         .map_err(|error| Fault::new(Code::Io, format!("UDP endpoint at {address}: {error}")))
 }
 

@@ -1,32 +1,155 @@
-//! Files of the state folder: one tunnel's alone, replaced whole, read up to a limit, set aside when damaged.
+//! The state folder: one tunnel's alone, its files replaced whole, read up to a limit, set aside when damaged.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towpath_daemon::lock::Lock;
 use towpath_protocol::fault::{Code, Fault};
 
-/// Makes the state folder this tunnel's own: a second one would replace what this one has written down.
-///
-/// # Errors
-///
-/// `E_ALREADY_RUNNING` if another tunnel has it, `E_PATH` if something else is in the lock's place. A disk that takes
-/// nothing gives no lock and stops no tunnel: nothing can be replaced there.
-pub(crate) fn lock(folder: &Path) -> Result<Option<Lock>, Fault> {
-    let made = create(folder).map_err(|error| failed(folder, &error));
-    match made.and_then(|()| Lock::take(&folder.join("lock"))) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(fault) if fault.code == Code::Io => {
-            tracing::warn!(%fault, "state_dir cannot be written: nothing of this run is kept");
-            Ok(None)
+/// Files set aside under one name: the first shows what began, and a disk that fails again and again is not filled.
+const ASIDE_COUNT_MAX: u32 = 8;
+
+/// Why a file is set aside; the word becomes the end of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Aside {
+    /// Its content is wrong, or cannot be read.
+    Damaged,
+    /// A newer release has written it, and can read it again.
+    Newer,
+}
+
+impl Aside {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Damaged => "damaged",
+            Self::Newer => "newer",
         }
-        Err(fault) => {
-            let detail = format!("state_dir {}: {}", folder.display(), fault.detail);
-            Err(Fault { detail, ..fault })
+    }
+}
+
+/// A tunnel's state folder.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    /// Held while a file is replaced: two writers of one file would share the copy that becomes it.
+    replacing: Mutex<()>,
+    /// Why the last write failed, if it did.
+    problem: Mutex<Option<Fault>>,
+}
+
+impl Folder {
+    /// Makes the state folder this tunnel's own: a second one would replace what this one has written down.
+    ///
+    /// # Errors
+    ///
+    /// `E_ALREADY_RUNNING` if another tunnel has it, `E_PATH` if something else is in the lock's place. A disk that
+    /// takes nothing gives no lock and stops no tunnel: nothing can be replaced there.
+    pub(crate) fn open(path: &Path) -> Result<(Arc<Self>, Option<Lock>), Fault> {
+        let folder = Self {
+            path: path.to_owned(),
+            replacing: Mutex::default(),
+            problem: Mutex::default(),
+        };
+        let made = create(path).map_err(|error| failed(path, &error));
+        match made.and_then(|()| Lock::take(&path.join("lock"))) {
+            Ok(lock) => Ok((Arc::new(folder), Some(lock))),
+            Err(fault) if fault.code == Code::Io => {
+                tracing::warn!(%fault, "state_dir cannot be written: nothing of this run is kept");
+                *folder.problem_lock() = Some(fault);
+                Ok((Arc::new(folder), None))
+            }
+            Err(fault) => {
+                let detail = format!("state_dir {}: {}", path.display(), fault.detail);
+                Err(Fault { detail, ..fault })
+            }
         }
+    }
+
+    /// Why nothing can be written there, as far as the last write tells.
+    pub(crate) fn problem(&self) -> Option<Fault> {
+        let problem = self.problem_lock().clone();
+        problem.map(|fault| {
+            let shown = self.path.display();
+            let remedy = format!(
+                "see that {shown} can be written and its disk has room; changes are kept again from then on"
+            );
+            fault.remedy(remedy)
+        })
+    }
+
+    /// What a file holds, if there is one that can be read: at most `bytes_max` of it and one more, which says that it
+    /// is too long. One that cannot be read is set aside: the next write would replace what somebody may still recover.
+    pub(crate) fn read(&self, name: &Path, bytes_max: usize) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let path = self.path.join(name);
+        let read = File::open(&path).and_then(|file| {
+            file.take(bytes_max as u64 + 1)
+                .read_to_end(&mut bytes)
+                .map(drop)
+        });
+        match read {
+            Ok(()) => Some(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                self.set_aside(name, Aside::Damaged, &failed(&path, &error));
+                None
+            }
+        }
+    }
+
+    /// Puts a file in the place of another, or of none: after a crash the old one or the new one is there,
+    /// and whole.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO`; the old file is then still there.
+    pub(crate) fn replace(&self, name: &Path, bytes: &[u8]) -> Result<(), Fault> {
+        let path = self.path.join(name);
+        let written = {
+            // A failed write leaves nothing that the next one relies on.
+            let _alone = self
+                .replacing
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            write_new(&path, bytes).map_err(|error| failed(&path, &error))
+        };
+        *self.problem_lock() = written.clone().err();
+        written
+    }
+
+    /// Moves a file out of the way of the next one, for whoever wants to look at it.
+    pub(crate) fn set_aside(&self, name: &Path, how: Aside, why: &Fault) {
+        let path = self.path.join(name);
+        let aside = (0..ASIDE_COUNT_MAX)
+            .map(|number| aside_of(&path, how, number))
+            .find(|aside| fs::symlink_metadata(aside).is_err())
+            .unwrap_or_else(|| aside_of(&path, how, ASIDE_COUNT_MAX - 1));
+        let moved = fs::rename(&path, &aside);
+        tracing::error!(
+            target: "audit",
+            path = %path.display(),
+            aside = %aside.display(),
+            fault = %why,
+            ?moved,
+            "a file of the state folder cannot be used, and is set aside"
+        );
+    }
+
+    fn problem_lock(&self) -> MutexGuard<'_, Option<Fault>> {
+        // Nothing panics while it is held.
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The name of a file that is set aside: the first has no number.
+fn aside_of(path: &Path, how: Aside, number: u32) -> PathBuf {
+    let word = how.as_str();
+    match number {
+        0 => path.with_extension(word),
+        number => path.with_extension(format!("{word}.{number}")),
     }
 }
 
@@ -35,60 +158,20 @@ fn create(folder: &Path) -> io::Result<()> {
     builder.recursive(true).mode(0o700).create(folder)
 }
 
-/// What a file holds, if there is one: at most `bytes_max` of it and one more, which says that it is too
-/// long.
-///
-/// # Errors
-///
-/// `E_IO` if it is there and cannot be read.
-pub(crate) fn read(path: &Path, bytes_max: usize) -> Result<Option<Vec<u8>>, Fault> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| {
-        file.take(bytes_max as u64 + 1)
-            .read_to_end(&mut bytes)
-            .map(drop)
-    });
-    match read {
-        Ok(()) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(path, &error)),
-    }
-}
-
-/// Held while a file is replaced: two who replace one would share what becomes it.
-static REPLACING: Mutex<()> = Mutex::new(());
-
-/// Puts a file in the place of another, or of none: after a crash the old one or the new one is there,
-/// and whole.
-///
-/// # Errors
-///
-/// `E_IO`; the old file is then still there.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    let _alone = REPLACING.lock().unwrap_or_else(PoisonError::into_inner);
-    let write = || -> io::Result<()> {
-        let folder = path.parent().unwrap_or_else(|| Path::new("/"));
-        create(folder)?;
-        let new = path.with_extension("new");
-        let mut file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|error| failed(path, &error))
-}
-
-/// Keeps a damaged file for whoever wants to look at it, out of the way of the next one.
-pub(crate) fn set_aside(path: &Path, why: &Fault) {
-    let aside: PathBuf = path.with_extension("damaged");
-    let moved = fs::rename(path, &aside);
-    tracing::warn!(path = %aside.display(), fault = %why, ?moved, "a damaged file is set aside");
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
+    create(folder)?;
+    let new = path.with_extension("new");
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(folder)?.sync_all()
 }
 
 fn failed(path: &Path, error: &io::Error) -> Fault {
@@ -104,11 +187,47 @@ mod tests {
     fn a_disk_that_takes_nothing_gives_no_lock_and_stops_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
-        let first = lock(&state).unwrap();
-        assert!(first.is_some());
-        assert_eq!(lock(&state).unwrap_err().code, Code::AlreadyRunning);
+        let (_first, lock) = Folder::open(&state).unwrap();
+        assert!(lock.is_some());
+        let refused = Folder::open(&state).unwrap_err();
+        assert_eq!(refused.code, Code::AlreadyRunning);
         // Below a plain file nothing can be made.
-        let below = state.join("lock/state");
-        assert!(lock(&below).unwrap().is_none());
+        let (below, lock) = Folder::open(&state.join("lock/state")).unwrap();
+        assert!(lock.is_none() && below.problem().is_some());
+    }
+
+    #[test]
+    fn a_write_that_succeeds_ends_the_problem() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        fs::write(&state, b"no folder").unwrap();
+        let (kept, _) = Folder::open(&state).unwrap();
+        let name = Path::new("channels.json");
+        assert!(kept.replace(name, b"first").is_err());
+        assert!(kept.problem().is_some());
+        fs::remove_file(&state).unwrap();
+        kept.replace(name, b"second").unwrap();
+        assert_eq!(kept.problem(), None);
+        assert_eq!(kept.read(name, 100).unwrap(), b"second");
+    }
+
+    #[test]
+    fn what_is_set_aside_first_stays_and_so_many_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (kept, _) = Folder::open(folder.path()).unwrap();
+        let (name, why) = (Path::new("channels.json"), Fault::new(Code::Meta, "wrong"));
+        let texts = (0..ASIDE_COUNT_MAX + 2).map(|number| number.to_string());
+        for text in texts {
+            kept.replace(name, text.as_bytes()).unwrap();
+            kept.set_aside(name, Aside::Damaged, &why);
+        }
+        kept.replace(name, b"of a newer release").unwrap();
+        kept.set_aside(name, Aside::Newer, &why);
+        let read = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap();
+        assert_eq!(read("channels.damaged"), "0");
+        assert_eq!(read("channels.damaged.1"), "1");
+        assert_eq!(read("channels.damaged.7"), "9");
+        assert!(!folder.path().join("channels.damaged.8").exists());
+        assert_eq!(read("channels.newer"), "of a newer release");
     }
 }

@@ -8,13 +8,16 @@
 //!
 //! Certificate, key and authorities are one thing and change together or not at all. The lists of
 //! revoked certificates are another: a host whose own certificate has ended still hears of them. The
-//! newest ones are kept in the state folder, so that an older one is known as such after a restart too.
+//! newest ones, and the last good certificate, are kept in the state folder (`remembered`): files that a running tunnel
+//! does not use keep none from starting either.
 //! Which files those are may change as well: a list that the configuration names from now on is in use
 //! without a restart, for the first host is stolen on a day when nobody has named one.
 
 pub(crate) mod dropped;
 pub(crate) mod failures;
+mod remembered;
 pub(crate) mod standing;
+
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,17 +29,20 @@ use quinn::{Connection, Endpoint};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use towpath_certs::revocation::LIST_BYTES_MAX;
 use towpath_certs::{Freshness, Identity, Revocations, tls, view};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::identity::{HostIdentity, Name};
 
+use self::remembered::Remembered;
 use crate::config::CertificatesConfig;
 use crate::core::Core;
+use crate::kept::Folder;
 use crate::link::Link;
-use crate::{kept, transport};
+use crate::transport;
+
+pub(crate) use self::remembered::{keep as remember, keep_now as remember_now};
 
 /// What a peer is told whose live link is closed because its certificate is revoked.
 const REVOKED: &str = "the certificate has been revoked";
@@ -63,9 +69,6 @@ const ENDED_INTERVAL: Duration = Duration::from_mins(10);
 /// What to do about a host whose own certificate is revoked.
 pub(crate) const OWN_REVOKED_REMEDY: &str = "have a new certificate issued to this host with `towpath certs issue`, and find out why the old one was \
      revoked";
-
-/// Where the newest lists are kept, in the state folder.
-const LISTS_FILE: &str = "revocations.pem";
 
 /// How often an aging or stale list is called out in the log.
 const REMINDER_INTERVAL: Duration = Duration::from_hours(24);
@@ -96,8 +99,8 @@ pub(crate) struct Trust {
     /// How many looks somebody has asked for, and how many of those have been.
     wishes: AtomicU64,
     granted: watch::Sender<u64>,
-    /// Where the newest lists are kept over a restart; nowhere without a state folder.
-    lists_at: Option<PathBuf>,
+    /// What the next start is to know.
+    remembered: Remembered,
 }
 
 /// What the files looked like when they were last read.
@@ -130,23 +133,24 @@ enum Look {
 }
 
 impl Trust {
-    /// Reads the files of a host for the first time, and what is kept in `state_dir` of the newest lists:
-    /// whoever can put back last month's list and start the tunnel again gets no further than otherwise.
+    /// Reads the files of a host for the first time, and what is kept in the state folder of the newest lists:
+    /// whoever can put back last month's list and start the tunnel again gets no further than otherwise. Files that
+    /// cannot be used leave the last good certificate in use, as they do while the tunnel runs.
     ///
     /// # Errors
     ///
-    /// `E_CERTIFICATE` if they cannot be used, and for an unusable list too if none is kept: a host that
-    /// was told to refuse revoked peers does not start without knowing them.
+    /// `E_CERTIFICATE` if they cannot be used and no good certificate is kept, and for an unusable list too if none is
+    /// kept: a host that was told to refuse revoked peers does not start without knowing them.
     pub(crate) fn load(
         files: &CertificatesConfig,
-        state_dir: Option<&Path>,
+        us: (&Name, &Name),
+        folder: Option<&Arc<Folder>>,
     ) -> Result<Self, Fault> {
         let prints = prints(files);
-        let identity = files.identity()?;
-        let lists_at = state_dir.map(|folder| folder.join(LISTS_FILE));
-        let known = recall(&identity, lists_at.as_deref())?;
+        let remembered = Remembered::new(folder);
+        let (identity, unused) = first(files, us, &remembered)?;
+        let known = Arc::new(remembered.lists(&identity));
         let mut problem = None;
-        let known = Arc::new(known);
         let revocations = match &files.crl {
             None => Arc::default(),
             Some(crl) => match identity.load_revocations(crl, &known) {
@@ -160,6 +164,10 @@ impl Trust {
         };
         let is_news = is_news(&revocations, &known);
         let identity = identity.refusing(Arc::clone(&revocations));
+        if unused.is_none() {
+            remembered.note_identity(&identity);
+        }
+        let is_whole = unused.is_none() && problem.is_none();
         let trust = Self {
             files: Mutex::new(files.clone()),
             host: identity.host().clone(),
@@ -170,7 +178,7 @@ impl Trust {
             }),
             watched: Mutex::new(Watched {
                 prints,
-                retry: problem.as_ref().map(|_| retry_in(RETRY_INTERVAL)),
+                retry: (!is_whole).then(|| retry_in(RETRY_INTERVAL)),
                 ..Watched::default()
             }),
             taken: AtomicU64::new(0),
@@ -180,14 +188,17 @@ impl Trust {
             wish: Notify::new(),
             wishes: AtomicU64::new(0),
             granted: watch::Sender::new(0),
-            lists_at,
+            remembered,
         };
         if is_news {
             trust.keep_lists(&revocations);
         }
         trust.warn_of_own();
-        if let Some(fault) = problem {
-            trust.note(&fault);
+        if unused.is_some() {
+            trust.warn_of_before();
+        }
+        for fault in unused.iter().chain(&problem) {
+            trust.note(fault);
         }
         Ok(trust)
     }
@@ -356,6 +367,8 @@ impl Trust {
                 }
                 Err(fault) => return Err(fault),
             },
+            // Without a key there is no link that a list could end.
+            Err(fault) if !current.has_key() => return Err(fault),
             // A newer list counts whatever else is wrong.
             Err(fault) => (current.clone().refusing(lists(current)?), fault),
         };
@@ -365,15 +378,10 @@ impl Trust {
         Ok((usable, Some(fault)))
     }
 
-    /// Remembers that these lists are the newest, and writes them down for the next start.
+    /// Notes that these lists are the newest. They are in use before any disk has them.
     fn keep_lists(&self, lists: &Arc<Revocations>) {
         *lock(&self.newest) = Arc::clone(lists);
-        if let Some(path) = &self.lists_at
-            && let Err(fault) = kept::replace(path, lists.text())
-        {
-            // A newer list is used even so: whom it revokes must not wait for a disk.
-            tracing::error!(target: "audit", %fault, "the newest lists are not remembered");
-        }
+        self.remembered.note_lists(lists);
     }
 
     fn note(&self, fault: &Fault) {
@@ -418,6 +426,24 @@ impl Trust {
         }
     }
 
+    /// Says what is in use in place of the files.
+    fn warn_of_before(&self) {
+        let current = self.current();
+        let until = &current.view().not_after;
+        match current.has_key() {
+            true => tracing::warn!(
+                target: "audit",
+                certificate_until = until,
+                "the last good certificate is in use: the files cannot be used"
+            ),
+            false => tracing::error!(
+                target: "audit",
+                certificate_until = until,
+                "no link is made until the files can be used: the key fits no good certificate"
+            ),
+        }
+    }
+
     fn clear_problem(&self) {
         lock(&self.reading).problem = None;
     }
@@ -430,7 +456,15 @@ impl CertificatesConfig {
     ///
     /// As [`Identity::load`]; of two keys that are both there and of no use it names both.
     pub fn identity(&self) -> Result<Identity, Fault> {
-        let with = |key| Identity::load(&self.cert, key, &self.ca);
+        self.with_key(|key| Identity::load(&self.cert, key, &self.ca))
+    }
+
+    /// An identity with whichever key is its certificate's.
+    ///
+    /// # Errors
+    ///
+    /// As `with`; of two keys that are both there and of no use it names both.
+    fn with_key(&self, with: impl Fn(&Path) -> Result<Identity, Fault>) -> Result<Identity, Fault> {
         let loaded = with(&self.key);
         let Some(next) = self.next_key.as_deref().filter(|next| next.exists()) else {
             return loaded;
@@ -474,24 +508,39 @@ fn retry_in(wait: Duration) -> (Clock, Duration) {
     (Clock::now() + wait, wait)
 }
 
-/// The lists that were in use before a restart.
+/// The identity to start with: that of the files, or else the last good one, and why the files cannot be used.
 ///
 /// # Errors
 ///
-/// `E_IO` if they are kept and cannot be read.
-fn recall(identity: &Identity, path: Option<&Path>) -> Result<Revocations, Fault> {
-    let bytes_max = usize::try_from(LIST_BYTES_MAX).unwrap_or(usize::MAX);
-    let Some(path) = path else {
-        return Ok(Revocations::default());
-    };
-    let Some(text) = kept::read(path, bytes_max)? else {
-        return Ok(Revocations::default());
-    };
-    Ok(identity.recall_revocations(&text).unwrap_or_else(|fault| {
-        tracing::error!(target: "audit", %fault, "which lists were the newest is forgotten");
-        kept::set_aside(path, &fault);
-        Revocations::default()
-    }))
+/// What is wrong with the files, if no good identity of this host is kept.
+fn first(
+    files: &CertificatesConfig,
+    us: (&Name, &Name),
+    remembered: &Remembered,
+) -> Result<(Identity, Option<Fault>), Fault> {
+    let is_ours = |identity: &Identity| is_host(identity.host(), us);
+    let loaded = files.identity().and_then(|identity| {
+        let host = identity.host();
+        match is_host(host, us) {
+            true => Ok(identity),
+            false => Err(other_host(host, us)),
+        }
+    });
+    match (loaded, remembered.identity(files, is_ours)) {
+        (Ok(identity), _) => Ok((identity, None)),
+        (Err(fault), Some(before)) => Ok((before, Some(fault))),
+        (Err(fault), None) => Err(fault),
+    }
+}
+
+/// Whether this is the host of the configuration.
+fn is_host(host: &HostIdentity, (site, name): (&Name, &Name)) -> bool {
+    host.site == *site && host.host == *name
+}
+
+fn other_host(host: &HostIdentity, (site, name): (&Name, &Name)) -> Fault {
+    let detail = format!("the certificate names {host}, the configuration {site}/{name}");
+    Fault::new(Code::Certificate, detail)
 }
 
 /// Looks at the files until the tunnel stops, and brings what they hold into use.
@@ -540,13 +589,14 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     let (until, lists) = (&identity.view().not_after, identity.revocations());
     let numbers: Vec<_> = lists.views().map(|view| view.number).collect();
     tracing::info!(target: "audit", certificate_until = until, lists = ?numbers, "certificates changed");
+    core.trust.remembered.note_identity(&identity);
     core.trust.take(identity);
     core.trust.warn_of_own();
     if let Some(endpoint) = endpoint {
         endpoint.set_server_config(Some(server));
     }
     for (peer, clients) in core.peers.values().zip(clients) {
-        peer.set_clients(clients);
+        peer.set_clients(Some(clients));
     }
     *lock(&core.trust.reading) = Reading {
         problem: None,

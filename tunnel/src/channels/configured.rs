@@ -48,17 +48,9 @@ impl Channels {
     /// Opens what was pushed before a restart, then what is configured. Where both name a channel the
     /// newer generation counts, and what was pushed if neither is newer. What cannot listen keeps nothing else from
     /// starting: it is tried again.
-    ///
-    /// # Errors
-    ///
-    /// `E_IO` if what is kept cannot be read.
-    pub(crate) async fn begin(
-        &self,
-        core: &Arc<Core>,
-        configured: &[ChannelSpec],
-    ) -> Result<(), Fault> {
+    pub(crate) async fn begin(&self, core: &Arc<Core>, configured: &[ChannelSpec]) {
         let mut late = self.late.lock().await;
-        let mut book = self.recall()?;
+        let mut book = self.recall();
         book.expire(now_unix());
         let remembered = book.specs();
         self.turn(&mut *self.book.lock().await, book);
@@ -67,7 +59,6 @@ impl Channels {
         self.names(configured);
         specs.extend(as_configured(configured));
         late.put_off(self.open_all(core, specs).await);
-        Ok(())
     }
 
     /// Has the channels that the configuration names now in place of those it named before; those that were

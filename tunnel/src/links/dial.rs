@@ -230,7 +230,7 @@ async fn connect(
     place: &Arc<Place>,
     is_quiet: bool,
 ) -> Result<Connections, Unreached> {
-    let clients = peer.clients();
+    let clients = peer.clients()?;
     let both = async {
         let target = place.next().await?;
         // Before anything is sent: if it changes from then on, the link is made anew once it is there.

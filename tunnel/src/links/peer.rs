@@ -149,7 +149,8 @@ pub(crate) struct Peer {
     pub probes: probe::Tally,
     /// How often to measure the way to it, and at what price.
     pub probe: Option<ProbeConfig>,
-    clients: Mutex<Clients>,
+    /// None while this host has no key that fits its certificate.
+    clients: Mutex<Option<Clients>>,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
     state: watch::Sender<State>,
@@ -178,7 +179,10 @@ impl Peer {
         limits: &Limits,
         zone: &Zone,
     ) -> Result<Self, Fault> {
-        let clients = clients(&config.site, identity, rejections, limits)?;
+        let clients = identity
+            .has_key()
+            .then(|| clients(&config.site, identity, rejections, limits));
+        let clients = clients.transpose()?;
         let (state, _) = watch::channel(State {
             link: None,
             hearing: Hearing::Heard,
@@ -220,9 +224,13 @@ impl Peer {
     }
 
     /// Settings to dial with now.
-    pub(crate) fn clients(&self) -> Clients {
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` while this host has no key that fits its certificate.
+    pub(crate) fn clients(&self) -> Result<Clients, Fault> {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.clone()
+        clients.clone().ok_or_else(Identity::no_key)
     }
 
     /// Settings to dial this peer as somebody.
@@ -240,7 +248,7 @@ impl Peer {
     }
 
     /// Dials with these settings from now on.
-    pub(crate) fn set_clients(&self, clients: Clients) {
+    pub(crate) fn set_clients(&self, clients: Option<Clients>) {
         *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
     }
 

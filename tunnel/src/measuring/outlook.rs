@@ -8,7 +8,6 @@ mod files;
 mod views;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,6 +26,7 @@ use towpath_protocol::rate::Rate;
 use crate::config::Config;
 use crate::core::Core;
 use crate::health::LOSS_PER_MILLION;
+use crate::kept::Folder;
 use crate::peer::Peer;
 use crate::timetable;
 
@@ -87,7 +87,7 @@ impl Direction {
 #[derive(Debug)]
 pub(crate) struct Outlook {
     zone: Zone,
-    folder: Option<PathBuf>,
+    folder: Option<Arc<Folder>>,
     peers: BTreeMap<Name, Mutex<Known>>,
 }
 
@@ -140,11 +140,11 @@ impl Seen {
 }
 
 impl Outlook {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, folder: Option<Arc<Folder>>) -> Self {
         let peers = config.peers.iter();
         Self {
             zone: config.time_zone.clone(),
-            folder: config.state_dir.as_ref().map(|dir| dir.join("forecast")),
+            folder,
             peers: peers
                 .map(|peer| (peer.site.clone(), Mutex::default()))
                 .collect(),

@@ -13,6 +13,7 @@ mod bench;
 mod channels;
 mod datagrams;
 mod defaults;
+mod disks;
 mod distrust;
 mod early_data;
 mod first_theft;

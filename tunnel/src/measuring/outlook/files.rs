@@ -3,45 +3,44 @@
 use std::path::{Path, PathBuf};
 
 use towpath_forecast::history::{ENCODED_BYTES_MAX, History};
-use towpath_protocol::fault::Fault;
+use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
 use super::Direction;
-use crate::kept;
+use crate::kept::{Aside, Folder};
 
 /// What is kept of one direction to a peer; nothing, with a word in the log, if it cannot be read: then the file is set
 /// aside.
-pub(super) fn load(folder: &Path, site: &Name, direction: Direction) -> History {
-    let path = path_of(folder, site, direction);
-    let bytes = match kept::read(&path, ENCODED_BYTES_MAX) {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => return History::default(),
-        Err(fault) => {
-            // The next save would write over years that somebody may still be able to read.
-            kept::set_aside(&path, &fault);
-            return History::default();
-        }
+pub(super) fn load(folder: &Folder, site: &Name, direction: Direction) -> History {
+    let name = name_of(site, direction);
+    let Some(bytes) = folder.read(&name, ENCODED_BYTES_MAX) else {
+        return History::default();
     };
     History::decode(&bytes).unwrap_or_else(|fault| {
+        let how = match fault.code {
+            Code::Version => Aside::Newer,
+            _ => Aside::Damaged,
+        };
         // The forecast begins anew.
-        kept::set_aside(&path, &fault);
+        folder.set_aside(&name, how, &fault);
         History::default()
     })
 }
 
 /// Replaces what is kept.
 pub(super) fn save(
-    folder: &Path,
+    folder: &Folder,
     site: &Name,
     direction: Direction,
     bytes: &[u8],
 ) -> Result<(), Fault> {
-    kept::replace(&path_of(folder, site, direction), bytes)
+    folder.replace(&name_of(site, direction), bytes)
 }
 
-fn path_of(folder: &Path, site: &Name, direction: Direction) -> PathBuf {
+/// Name of a file in the state folder.
+fn name_of(site: &Name, direction: Direction) -> PathBuf {
     // Names are letters, digits, `.`, `_` and `-`, and begin with neither a dot nor a dash.
-    folder.join(format!("{site}.{}.history", direction.as_str()))
+    Path::new("forecast").join(format!("{site}.{}.history", direction.as_str()))
 }
 
 #[cfg(test)]
@@ -54,8 +53,8 @@ mod tests {
 
     #[test]
     fn a_damaged_history_is_set_aside_and_the_forecast_begins_anew() {
-        let folder = tempfile::tempdir().unwrap();
-        let folder = folder.path().join("forecast");
+        let state = tempfile::tempdir().unwrap();
+        let (folder, _) = Folder::open(state.path()).unwrap();
         let site: Name = "region".parse().unwrap();
         let mut history = History::default();
         let now = Moment::from_unix_seconds(1_780_000_000);
@@ -64,7 +63,7 @@ mod tests {
         save(&folder, &site, Direction::Send, &history.encode()).unwrap();
         assert_eq!(load(&folder, &site, Direction::Send), history);
         assert_eq!(load(&folder, &site, Direction::Receive), History::default());
-        let path = path_of(&folder, &site, Direction::Send);
+        let path = state.path().join(name_of(&site, Direction::Send));
         let mut bytes = fs::read(&path).unwrap();
         bytes[30] ^= 1;
         fs::write(&path, bytes).unwrap();
@@ -76,14 +75,38 @@ mod tests {
 
     #[test]
     fn a_history_that_cannot_be_read_is_not_written_over() {
-        let folder = tempfile::tempdir().unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let (folder, _) = Folder::open(state.path()).unwrap();
         let site: Name = "region".parse().unwrap();
-        let path = path_of(folder.path(), &site, Direction::Send);
+        let path = state.path().join(name_of(&site, Direction::Send));
         // No file, as one on a disk that fails is none.
-        fs::create_dir(&path).unwrap();
-        let nothing = load(folder.path(), &site, Direction::Send);
+        fs::create_dir_all(&path).unwrap();
+        let nothing = load(&folder, &site, Direction::Send);
         assert_eq!(nothing, History::default());
         assert!(path.with_extension("damaged").exists());
-        save(folder.path(), &site, Direction::Send, &nothing.encode()).unwrap();
+        save(&folder, &site, Direction::Send, &nothing.encode()).unwrap();
+    }
+
+    /// The checksum that a history ends with.
+    fn crc32c(bytes: &[u8]) -> u32 {
+        let shifted = |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
+        let next = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), shifted);
+        !bytes.iter().fold(u32::MAX, next)
+    }
+
+    #[test]
+    fn a_history_of_a_newer_release_is_kept_for_it() {
+        let state = tempfile::tempdir().unwrap();
+        let (folder, _) = Folder::open(state.path()).unwrap();
+        let site: Name = "region".parse().unwrap();
+        let path = state.path().join(name_of(&site, Direction::Send));
+        let mut bytes = History::default().encode();
+        bytes.truncate(bytes.len() - 4);
+        bytes[8] = 200;
+        bytes.extend(crc32c(&bytes).to_le_bytes());
+        save(&folder, &site, Direction::Send, &bytes).unwrap();
+        assert_eq!(load(&folder, &site, Direction::Send), History::default());
+        assert_eq!(fs::read(path.with_extension("newer")).unwrap(), bytes);
+        assert!(!path.with_extension("damaged").exists());
     }
 }
