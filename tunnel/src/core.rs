@@ -59,6 +59,8 @@ pub(crate) struct Core {
     pub config: Config,
     pub site: Name,
     pub trust: Trust,
+    /// Where things are kept over a restart, if anywhere.
+    pub state: Option<Arc<Folder>>,
     pub limits: Limits,
     pub peers: BTreeMap<Name, Arc<Peer>>,
     pub services: BTreeMap<Name, Service>,
@@ -112,14 +114,20 @@ impl Core {
             refused: LastRefused::default(),
             reloads: Reloads::default(),
             began: Clock::now(),
-            outlook: Outlook::new(config, state),
+            outlook: Outlook::new(config, state.clone()),
             network: Network::default(),
             run: RunId(random()?),
             legs: Legs::start()?,
+            state,
             trust,
             peers,
             rejections,
         })
+    }
+
+    /// Why the state folder takes nothing, if there is one and the last write there failed.
+    pub(crate) fn state_problem(&self) -> Option<Fault> {
+        self.state.as_ref().and_then(|folder| folder.problem())
     }
 
     /// The peer of a name.

@@ -268,6 +268,10 @@ fn troubles(status: &StatusView) -> String {
             "configuration: changed in the file, and used from the next start on: {keys}\n"
         ));
     }
+    if let Some(problem) = &status.state_problem {
+        let problem = escape(problem);
+        text.push_str(&format!("state folder: the last write failed: {problem}\n"));
+    }
     if let Some(refused) = &status.refused {
         let (reason, from) = (escape(&refused.reason), escape(&refused.from));
         let (detail, remedy) = (escape(&refused.detail), escape(&refused.remedy));

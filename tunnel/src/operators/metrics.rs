@@ -131,6 +131,11 @@ fn problems(core: &Core, registry: &Registry) -> prometheus::Result<()> {
             "Whether the configuration's file as it is now cannot be used.",
             core.reloads.view().problem.is_some(),
         ),
+        (
+            "towpath_state_problem",
+            "Whether the last write to the state folder failed.",
+            core.state_problem().is_some(),
+        ),
     ] {
         let gauge = gauges(registry, name, help, &[])?;
         gauge.with_label_values(NONE).set(i64::from(is_so));

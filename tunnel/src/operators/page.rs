@@ -151,6 +151,7 @@ fn behind_links(status: &StatusView, now: Moment) -> String {
     services(&mut html, status);
     certificate(&mut html, &status.certificate, now);
     configuration(&mut html, &status.configuration);
+    state_folder(&mut html, status.state_problem.as_deref());
     if let Some(refused) = &status.refused {
         html.push_str(&refusal(refused, now));
     }
@@ -471,6 +472,20 @@ fn configuration(html: &mut String, view: &ConfigurationView) {
         );
     }
     html.push_str("</section>");
+}
+
+/// Why the state folder takes nothing, if so.
+fn state_folder(html: &mut String, problem: Option<&str>) {
+    if let Some(problem) = problem {
+        put(
+            html,
+            format_args!(
+                "<section><h2>State folder</h2><p class=\"todo\">the last write failed, and the next start will not know \
+                 what changed: {}</p></section>",
+                sentence(problem)
+            ),
+        );
+    }
 }
 
 /// The last refused handshake, whoever tried it.

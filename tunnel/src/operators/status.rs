@@ -49,6 +49,7 @@ pub(crate) fn status(core: &Core) -> StatusView {
         channels_closed_by_hand: channels.closed_by_hand,
         certificate: certificate_view(&core.trust),
         configuration: core.reloads.view(),
+        state_problem: core.state_problem().as_ref().map(with_remedy),
         refused: core
             .refused
             .last()

@@ -205,3 +205,26 @@ async fn t10_a_revocation_does_not_wait_for_the_state_folders_disk() {
     .await;
     says(&pair.region, |view| view.problem.is_none()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_folder_that_takes_nothing_is_told_of_until_it_does() {
+    let world = World::new();
+    let mut config = world.site("edge", "region");
+    let folder = keeps_state(&mut config);
+    fs::write(&folder, b"no folder").unwrap();
+    let tunnel = Tunnel::start(&config).await.unwrap();
+    let gauge = async || metric(&config, "towpath_state_problem ").await;
+    assert_eq!(gauge().await, 1);
+    let status = serde_json::to_value(tunnel.status()).unwrap();
+    let told = status["state_problem"].as_str().unwrap();
+    assert!(told.contains("state"), "{told}");
+    fs::remove_file(&folder).unwrap();
+    let cleared = async {
+        while gauge().await != 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    crate::harness::soon(cleared).await;
+    let status = serde_json::to_value(tunnel.status()).unwrap();
+    assert!(status["state_problem"].is_null(), "{status}");
+}

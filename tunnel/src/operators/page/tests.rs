@@ -83,6 +83,7 @@ fn status(links: Vec<LinkView>) -> StatusView {
         channels_closed_by_hand: Vec::new(),
         refused: None,
         configuration: ConfigurationView::default(),
+        state_problem: None,
         certificate: CertificateStatusView {
             uri: "spiffe://shop.example/site/edge/host/box-1".to_owned(),
             not_after: String::new(),
@@ -246,10 +247,12 @@ fn the_page_says_what_of_the_configuration_is_not_in_use() {
     assert!(!shown(&all).contains("<h2>Configuration</h2>"));
     all.configuration.problem = Some("E_CONFIG: line 3".to_owned());
     all.configuration.waiting_keys = vec!["limits".to_owned(), "listen".to_owned()];
+    all.state_problem = Some("E_IO: no space".to_owned());
     all.certificate.revocation_lists.clear();
     let html = shown(&all);
     for told in [
         "the file as it is now is not in use: E_CONFIG: line 3",
+        "will not know what changed: E_IO: no space",
         "used from the next start on: limits, listen",
         "none: revoked hosts are let in",
     ] {
@@ -328,6 +331,7 @@ fn hostile(links: Vec<LinkView>, letter: &str) -> StatusView {
     all.certificate.revocation_lists = vec![list; 300];
     all.configuration.problem = Some(words.clone());
     all.configuration.waiting_keys = vec![word.clone(); 300];
+    all.state_problem = Some(words.clone());
     all.refused = Some(RefusedView {
         reason: word.clone(),
         detail: words.clone(),

@@ -35,6 +35,9 @@ pub struct StatusView {
     /// How the configuration was read again.
     #[serde(default)]
     pub configuration: ConfigurationView,
+    /// Why nothing can be kept in the state folder, if the last write there failed; with what mends it.
+    #[serde(default)]
+    pub state_problem: Option<String>,
     /// The last handshake that was refused here, for some minutes: whoever it was has proved nothing.
     pub refused: Option<RefusedView>,
 }
