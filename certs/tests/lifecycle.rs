@@ -182,28 +182,6 @@ fn renewing_keeps_the_identity_and_the_key_or_changes_the_key_alone() {
 }
 
 #[test]
-fn a_renewal_that_was_interrupted_between_key_and_certificate_is_no_pair_to_renew() {
-    let world = World::new();
-    let files = world.issue("edge", "edge");
-    let other = world.issue("edge", "other");
-    // The new key is there, the certificate of before still is.
-    fs::copy(&other.key, &files.key).unwrap();
-    let renew = |key| world.authority.renew(&world.path("edge"), key, now(), None);
-    let before = fs::read(&files.cert).unwrap();
-    let fault = renew(KeyChoice::Same).unwrap_err();
-    assert_eq!(fault.code, Code::Certificate, "{fault}");
-    let remedy = fault.remedy.unwrap();
-    assert!(remedy.contains("--new-key"), "{remedy}");
-    assert_eq!(fs::read(&files.cert).unwrap(), before);
-    let renewed = renew(KeyChoice::New).unwrap();
-    load(&renewed.files).unwrap();
-    renew(KeyChoice::Same).unwrap();
-    // The host may keep its key to itself.
-    fs::remove_file(&files.key).unwrap();
-    renew(KeyChoice::Same).unwrap();
-}
-
-#[test]
 fn an_expired_certificate_is_renewed_and_a_revoked_or_foreign_one_is_not() {
     let world = World::new();
     let old = Validity {
