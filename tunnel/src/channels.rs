@@ -22,6 +22,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use towpath_daemon::shutdown::{self, Shutdown, Trigger};
+use towpath_protocol::channel::Leg;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -30,6 +31,7 @@ use crate::core::Core;
 use crate::datagrams;
 use crate::figures::Figures;
 use crate::kept::{Aside, Folder};
+use crate::seats::Share;
 use book::register::TEXT_BYTES_MAX;
 use book::{Book, Change, Origin, closed_by_hand, not_found};
 use configured::Late;
@@ -407,6 +409,19 @@ impl Channels {
                 not_found(name)
             }
         })
+    }
+
+    /// A channel's share of the seats with a peer: whether it leaves some of a leg to others depends on whether there are
+    /// others. Without a channel it is that of programs that need none.
+    pub(crate) fn share(&self, channel: Option<Name>, (peer, leg): (&Name, Leg)) -> Share {
+        let has_others = self.running().iter().any(|(name, other)| {
+            let spec = other.spec.borrow();
+            Some(name) != channel.as_ref() && spec.peer == *peer && spec.class.leg() == leg
+        });
+        Share {
+            channel,
+            has_others,
+        }
     }
 
     /// Ends a channel with its connections, and waits until its address is free.

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use towpath_daemon::lines::Lines;
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::Open;
+use towpath_protocol::channel::{Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 
 use super::ChannelSpec;
@@ -18,6 +18,7 @@ use super::listener::{Listener, Program, reset_at_end};
 use crate::core::Core;
 use crate::figures::Figures;
 use crate::local::{self, Begun, Kind};
+use crate::seats::{Seats, Share};
 
 /// How long a program that has connected waits for a link: it sees a pause, not a refusal.
 const LINK_WAIT: Duration = Duration::from_secs(10);
@@ -64,9 +65,23 @@ impl Serving {
 
     /// Whether a connection that begins now would have to wait for others to end.
     pub(crate) fn is_short(&self) -> bool {
-        let spec = self.spec.borrow();
-        let peer = self.core.peers.get(&spec.peer);
-        peer.is_some_and(|peer| peer.streams.seats.are_short(spec.class.leg()))
+        self.asks_seats(Seats::are_short)
+    }
+
+    /// Whether connections that begin may soon have to wait for others to end.
+    pub(crate) fn has_few(&self) -> bool {
+        self.asks_seats(Seats::are_few)
+    }
+
+    /// Asks the seats with the channel's peer about the channel's share of them.
+    fn asks_seats(&self, question: impl Fn(&Seats, Leg, &Share) -> bool) -> bool {
+        let spec = Arc::clone(&self.spec.borrow());
+        let leg = spec.class.leg();
+        let (name, channels) = (spec.name.clone(), &self.core.channels);
+        self.core.peers.get(&spec.peer).is_some_and(|peer| {
+            let share = channels.share(Some(name), (&spec.peer, leg));
+            question(&peer.streams.seats, leg, &share)
+        })
     }
 
     /// What the channel is now, and every change of it.
@@ -176,7 +191,7 @@ impl Serving {
         let began = Instant::now();
         let kind = Kind {
             is_datagrams: spec.listen.is_datagrams(),
-            is_channel: true,
+            channel: Some(spec.name.clone()),
             meter: Arc::clone(&self.figures.meter),
         };
         let begun = local::begin(&self.core, &open, kind).await;

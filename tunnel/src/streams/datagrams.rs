@@ -53,9 +53,10 @@ const OWN_BYTES_MAX: usize = 16 * 1024;
 /// A flow that has carried nothing for so long is over: what home routers give UDP.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
-/// The same for one that has carried a question or two, each with its answer, while few streams are left: whoever
-/// looks up names asks the next one from another port, and each flow holds a stream.
-const ANSWERED_IDLE_MAX: Duration = Duration::from_secs(5);
+/// The same for one that has carried a question or two, answered or not, while few streams are left: programs that look
+/// up names ask the next one from another port, devices that log say a line a minute, and each flow holds a stream. The
+/// source's next datagram begins another flow.
+const BRIEF_IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// Questions after which a flow is taken to go on: a resolver asks for addresses of both kinds at once.
 const QUESTION_COUNT_MAX: u64 = 2;
@@ -190,6 +191,8 @@ pub(crate) trait Side {
     fn next(&mut self) -> impl Future<Output = Option<Waiting>> + Send;
     /// Hands one on; lost if that would mean to wait.
     fn hand(&self, datagram: &[u8]);
+    /// Whether others may soon want the flow's stream.
+    fn has_few(&self) -> bool;
 }
 
 /// Carries a flow until it is idle or its stream ends.
@@ -261,13 +264,13 @@ impl Flow<'_> {
                     turn.set(None);
                     None
                 }
-                next = timeout(ANSWERED_IDLE_MAX, side.next()), if is_free => match next {
+                next = timeout(BRIEF_IDLE_MAX, side.next()), if is_free => match next {
                     Ok(Some(waiting)) => {
                         passed.out += 1;
                         Some(waiting)
                     }
                     // Streams may have become few, or not yet.
-                    Err(_) if carried.elapsed() < passed.idle_max(self.is_short()) => continue,
+                    Err(_) if carried.elapsed() < passed.idle_max(side.has_few()) => continue,
                     _ => return,
                 },
                 Some(datagram) = registered.heard.recv() => {
@@ -296,12 +299,6 @@ impl Flow<'_> {
                 self.count_dropped();
             }
         }
-    }
-
-    /// Whether others may soon want the flow's stream; one that the peer began is the peer's to give back.
-    fn is_short(&self) -> bool {
-        let leg = self.stream.class.leg();
-        self.stream.is_ours && self.peer.streams.seats.are_few(leg)
     }
 
     fn hand(&self, side: &impl Side, datagram: &[u8]) {
@@ -362,11 +359,12 @@ struct Passed {
 }
 
 impl Passed {
-    /// How long the flow may carry nothing, by whether streams are few.
-    fn idle_max(&self, is_short: bool) -> Duration {
-        let is_answered = self.out == self.back && (1..=QUESTION_COUNT_MAX).contains(&self.out);
-        if is_answered && is_short {
-            ANSWERED_IDLE_MAX
+    /// How long the flow may carry nothing, by whether streams are few. Where more comes back than was asked the source
+    /// has asked for more than an answer.
+    fn idle_max(&self, has_few: bool) -> Duration {
+        let is_brief = self.out <= QUESTION_COUNT_MAX && self.back <= self.out;
+        if is_brief && has_few {
+            BRIEF_IDLE_MAX
         } else {
             IDLE_MAX
         }
@@ -455,10 +453,16 @@ impl Side for Connected {
         // A full socket, or one where nobody listens, loses it.
         let _ = self.socket.try_send(datagram);
     }
+
+    fn has_few(&self) -> bool {
+        // A stream that the peer began is the peer's to give back.
+        false
+    }
 }
 
 /// A channel's side: one source among those of a listening socket.
 struct Source {
+    serving: Serving,
     /// Gone with the listener: the address may be another channel's by then.
     socket: Weak<UdpSocket>,
     address: SocketAddr,
@@ -477,6 +481,10 @@ impl Side for Source {
             // A full socket loses it.
             let _ = socket.try_send_to(datagram, self.address);
         }
+    }
+
+    fn has_few(&self) -> bool {
+        self.serving.has_few()
     }
 }
 
@@ -739,17 +747,19 @@ impl Listening {
             return;
         };
         let source = Source {
+            serving: self.serving.clone(),
             socket: Arc::downgrade(&self.socket),
             address,
             heard,
             seen,
         };
-        tokio::spawn(carry_source(self.serving.clone(), source, place));
+        tokio::spawn(carry_source(source, place));
     }
 }
 
 /// Carries the flow of a source to its end, or until the channel is closed.
-async fn carry_source(serving: Serving, mut source: Source, _place: Place) {
+async fn carry_source(mut source: Source, _place: Place) {
+    let serving = source.serving.clone();
     let mut stop = serving.stop.clone();
     let carrying = async {
         let begun = serving.begin().await?;

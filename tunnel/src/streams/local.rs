@@ -248,17 +248,17 @@ async fn read_open(core: &Core, local: &mut UnixStream) -> Result<Open, Fault> {
 pub(crate) struct Kind {
     /// It stands beside datagrams.
     pub is_datagrams: bool,
-    /// A channel's connection, and so an application's, whatever its class.
-    pub is_channel: bool,
+    /// The channel whose connection it is, and so an application's, whatever its class.
+    pub channel: Option<Name>,
     /// Where its bytes are counted.
     pub meter: Arc<Meter>,
 }
 
 impl Kind {
     const fn guest(&self, class: Class) -> Guest {
-        match self.is_channel {
-            true => Guest::Application,
-            false => Guest::of(class),
+        match self.channel {
+            Some(_) => Guest::Application,
+            None => Guest::of(class),
         }
     }
 }
@@ -306,7 +306,7 @@ pub(crate) async fn begin(core: &Core, open: &Open, kind: Kind) -> Result<Begun,
         let link = timeout_at(until, peer.link_to_begin()).await;
         let link = link.unwrap_or_else(|_| Err(unanswered()))?;
         let asked = tokio::select! {
-            asked = timeout_at(until, begin_over(peer, &link, open, &kind)) => Some(asked),
+            asked = timeout_at(until, begin_over((core, peer), &link, open, &kind)) => Some(asked),
             () = peer.left(&link) => None,
         };
         match asked {
@@ -329,7 +329,7 @@ pub(crate) async fn begin(core: &Core, open: &Open, kind: Kind) -> Result<Begun,
 }
 
 async fn begin_over(
-    peer: &Arc<Peer>,
+    (core, peer): (&Core, &Arc<Peer>),
     link: &Arc<Link>,
     open: &Open,
     kind: &Kind,
@@ -338,8 +338,10 @@ async fn begin_over(
     let leg = open.class.leg();
     let gone = |why: String| Fault::new(Code::Unreachable, format!("link to {site}: {why}"));
     let guest = kind.guest(open.class);
+    let is_application = guest == Guest::Application;
+    let share = is_application.then(|| core.channels.share(kind.channel.clone(), (site, leg)));
     let opening = async {
-        let seat = peer.streams.seats.take(leg, guest).await;
+        let seat = peer.streams.seats.take(leg, share).await;
         (seat, link.connection(leg).open_bi().await)
     };
     let (seat, stream) = timeout(OPEN_WAIT, opening)

@@ -3,11 +3,18 @@
 //! A peer takes so many streams on each connection of a link, and a stream goes on over the next link. With its
 //! seat it finds room there whenever it comes, however many wait to begin; and what is free of the seats is
 //! free at the peer. Some seats of each leg are not for applications: those of moves must not wait for them.
+//!
+//! Channels share the seats for applications by a *dynamic threshold*: a channel takes another seat only while more are
+//! free than it has already, or than a quarter of all. So one channel with many idle connections leaves a quarter free,
+//! two of them leave less, and a channel that has none takes its first seat for as long as one is free. A channel that
+//! shares its leg with no other may have all of them.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use towpath_protocol::channel::{Class, Leg};
+use towpath_protocol::identity::Name;
 
 /// Seats of a leg that applications leave free: each move needs three of one leg and one of the other.
 const KEPT_COUNT: usize = 16;
@@ -15,7 +22,8 @@ const KEPT_COUNT: usize = 16;
 /// The part of a leg's seats that is kept at most, where there are few.
 const KEPT_PART: usize = 4;
 
-/// Once less than this part of a leg's seats for applications is free, they are few.
+/// Once less than this part of a leg's seats for applications is free, they are few; and no channel has to leave more to
+/// others.
 const FEW_PART: usize = 4;
 
 /// The seats with one peer.
@@ -26,16 +34,23 @@ pub(crate) struct Seats([Row; Leg::ALL.len()]);
 struct Row {
     all: Arc<Semaphore>,
     /// Those of them that are for everybody.
-    open: Arc<Semaphore>,
-    /// With less of them free they are few.
-    few: usize,
+    open: Arc<Open>,
 }
 
 /// A stream's seat, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Seat {
     _of_all: OwnedSemaphorePermit,
-    _of_open: Option<OwnedSemaphorePermit>,
+    _of_open: Option<OpenSeat>,
+}
+
+/// Which application asks for a seat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// The channel; all programs that need none count as one.
+    pub channel: Option<Name>,
+    /// Whether other channels lead to the same peer over the same leg.
+    pub has_others: bool,
 }
 
 /// For whom a stream is.
@@ -63,39 +78,149 @@ impl Seats {
         let kept = KEPT_COUNT.min(count / KEPT_PART);
         Self(Leg::ALL.map(|_| Row {
             all: Arc::new(Semaphore::new(count)),
-            open: Arc::new(Semaphore::new(count - kept)),
-            few: (count - kept).div_ceil(FEW_PART),
+            open: Arc::new(Open::new(count - kept)),
         }))
     }
 
-    /// Waits for a seat; who came first has the next one.
-    pub(crate) async fn take(&self, leg: Leg, guest: Guest) -> Seat {
+    /// Waits for a seat: an application's, or that of a move, which has no share. Of those that may have the next one,
+    /// the first in the row has it.
+    pub(crate) async fn take(&self, leg: Leg, share: Option<Share>) -> Seat {
         let row = &self.0[leg as usize];
-        let take = async |seats: &Arc<Semaphore>| {
-            let taken = Arc::clone(seats).acquire_owned().await;
-            taken.expect("seats are never closed")
-        };
         // In this order whoever has one that is for everybody finds one of all, or waits for a move's alone.
-        let of_open = match guest {
-            Guest::Application => Some(take(&row.open).await),
-            Guest::Move => None,
+        let of_open = match share {
+            Some(share) => Some(row.open.take(share).await),
+            None => None,
         };
+        let of_all = Arc::clone(&row.all).acquire_owned().await;
         Seat {
-            _of_all: take(&row.all).await,
+            _of_all: of_all.expect("seats are never closed"),
             _of_open: of_open,
         }
     }
 
     /// Whether an application would have to wait.
-    pub(crate) fn are_short(&self, leg: Leg) -> bool {
+    pub(crate) fn are_short(&self, leg: Leg, share: &Share) -> bool {
         let row = &self.0[leg as usize];
-        row.open.available_permits() == 0 || row.all.available_permits() == 0
+        row.open.free_for(share) == 0 || row.all.available_permits() == 0
     }
 
-    /// Whether applications may soon have to wait: who does not need a seat gives it back now.
-    pub(crate) fn are_few(&self, leg: Leg) -> bool {
+    /// Whether an application may soon have to wait: its connections that need no seat give theirs back now.
+    pub(crate) fn are_few(&self, leg: Leg, share: &Share) -> bool {
         let row = &self.0[leg as usize];
-        row.open.available_permits() < row.few || row.all.available_permits() < row.few
+        let few = row.open.few;
+        row.open.free_for(share) < few || row.all.available_permits() < few
+    }
+}
+
+/// The seats of a leg that are for everybody.
+#[derive(Debug)]
+struct Open {
+    /// With less of them free they are few.
+    few: usize,
+    seated: Mutex<Seated>,
+}
+
+/// Who has the seats for everybody, and who waits for one.
+#[derive(Debug)]
+struct Seated {
+    free: usize,
+    held: BTreeMap<Option<Name>, usize>,
+    waiting: VecDeque<(Share, oneshot::Sender<OpenSeat>)>,
+}
+
+/// A seat for everybody, given back when it is dropped.
+#[derive(Debug)]
+struct OpenSeat {
+    open: Arc<Open>,
+    channel: Option<Name>,
+}
+
+impl Drop for OpenSeat {
+    fn drop(&mut self) {
+        let untaken = self.open.seated().give_back(&self.open, &self.channel);
+        // Seats for those who gave up waiting: each goes to the next in the row as it is dropped.
+        drop(untaken);
+    }
+}
+
+impl Open {
+    fn new(count: usize) -> Self {
+        Self {
+            few: count.div_ceil(FEW_PART),
+            seated: Mutex::new(Seated {
+                free: count,
+                held: BTreeMap::new(),
+                waiting: VecDeque::new(),
+            }),
+        }
+    }
+
+    async fn take(self: &Arc<Self>, share: Share) -> OpenSeat {
+        let heard = {
+            let mut seated = self.seated();
+            // Nobody waits who may have one: whoever may now passes those who may not.
+            if seated.free_for(&share, self.few) > 0 {
+                return seated.seat(self, share.channel);
+            }
+            let (giver, heard) = oneshot::channel();
+            seated.waiting.retain(|(_, giver)| !giver.is_closed());
+            seated.waiting.push_back((share, giver));
+            heard
+        };
+        heard.await.expect("whoever waits is given a seat")
+    }
+
+    /// Seats that an application may take now.
+    fn free_for(&self, share: &Share) -> usize {
+        self.seated().free_for(share, self.few)
+    }
+
+    fn seated(&self) -> MutexGuard<'_, Seated> {
+        // Nothing panics while it is held.
+        self.seated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seated {
+    /// Seats that an application may take: it leaves as many as it has to others, a quarter of all at most.
+    fn free_for(&self, share: &Share, few: usize) -> usize {
+        let held = self.held.get(&share.channel).copied().unwrap_or(0);
+        let left = if share.has_others { held.min(few) } else { 0 };
+        self.free.saturating_sub(left)
+    }
+
+    /// Takes a seat that is free.
+    fn seat(&mut self, open: &Arc<Open>, channel: Option<Name>) -> OpenSeat {
+        self.free -= 1;
+        *self.held.entry(channel.clone()).or_default() += 1;
+        OpenSeat {
+            open: Arc::clone(open),
+            channel,
+        }
+    }
+
+    /// Takes a seat back and hands out what is free; gives the seats of those who gave up waiting meanwhile.
+    fn give_back(&mut self, open: &Arc<Open>, channel: &Option<Name>) -> Vec<OpenSeat> {
+        self.free += 1;
+        if let Some(held) = self.held.get_mut(channel) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(channel);
+            }
+        }
+        let mut untaken = Vec::new();
+        for (share, giver) in std::mem::take(&mut self.waiting) {
+            if giver.is_closed() {
+                continue;
+            }
+            if self.free_for(&share, open.few) == 0 {
+                self.waiting.push_back((share, giver));
+                continue;
+            }
+            let seat = self.seat(open, share.channel);
+            untaken.extend(giver.send(seat).err());
+        }
+        untaken
     }
 }
 
@@ -107,18 +232,81 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(10);
 
+    /// A channel's share beside other channels.
+    fn beside(channel: &str) -> Share {
+        Share {
+            channel: Some(channel.parse().unwrap()),
+            has_others: true,
+        }
+    }
+
+    /// The share of the only application.
+    fn alone() -> Share {
+        Share {
+            channel: None,
+            has_others: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_channel_with_many_connections_leaves_seats_to_channels_with_none() {
+        let seats = Seats::new(64);
+        let mut held = Vec::new();
+        for channel in ["logs", "till", "cash", "cams"] {
+            let share = beside(channel);
+            let before = held.len();
+            while let Ok(seat) = timeout(SOON, seats.take(Leg::Urgent, Some(share.clone()))).await {
+                held.push(seat);
+            }
+            assert!(seats.are_short(Leg::Urgent, &share));
+            assert!(held.len() > before, "{channel} has none");
+            assert_eq!(seats.are_few(Leg::Urgent, &share), held.len() > 24);
+        }
+        assert!(held.len() < 48, "{}", held.len());
+        assert!(!seats.are_short(Leg::Urgent, &beside("dns")));
+        // The first one alone leaves a quarter.
+        let first = held.iter().filter(|seat| {
+            let of_open = seat._of_open.as_ref();
+            of_open.is_some_and(|seat| seat.channel == beside("logs").channel)
+        });
+        assert_eq!(first.count(), 36);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_its_share_keeps_nobody_else_waiting_and_is_next() {
+        let seats = Arc::new(Seats::new(64));
+        let take = |channel: &str| seats.take(Leg::Bulk, Some(beside(channel)));
+        let mut held = Vec::new();
+        for _ in 0..36 {
+            held.push(take("logs").await);
+        }
+        assert!(timeout(SOON, take("logs")).await.is_err(), "gives up");
+        let (waiter, share) = (Arc::clone(&seats), beside("logs"));
+        let waiting = tokio::spawn(async move { waiter.take(Leg::Bulk, Some(share)).await });
+        tokio::task::yield_now().await;
+        let other = timeout(SOON, take("till")).await.unwrap();
+        drop(other);
+        assert!(!waiting.is_finished(), "a quarter is left, and no more");
+        held.pop();
+        timeout(SOON, waiting).await.unwrap().unwrap();
+        assert!(timeout(SOON, take("logs")).await.is_ok());
+    }
+
     #[tokio::test]
     async fn applications_leave_moves_their_seats_and_wait_in_a_row() {
         let seats = Seats::new(64);
-        let take = |leg, guest| timeout(SOON, seats.take(leg, guest));
+        let take = |leg, guest| {
+            let share = (guest == Guest::Application).then(alone);
+            timeout(SOON, seats.take(leg, share))
+        };
         let mut held = Vec::new();
         for taken in 0..48 {
-            assert!(!seats.are_short(Leg::Urgent));
-            assert_eq!(seats.are_few(Leg::Urgent), taken > 36);
+            assert!(!seats.are_short(Leg::Urgent, &alone()));
+            assert_eq!(seats.are_few(Leg::Urgent, &alone()), taken > 36);
             held.push(take(Leg::Urgent, Guest::Application).await.unwrap());
         }
-        assert!(seats.are_short(Leg::Urgent) && !seats.are_short(Leg::Bulk));
-        assert!(!seats.are_few(Leg::Bulk));
+        assert!(seats.are_short(Leg::Urgent, &alone()) && !seats.are_short(Leg::Bulk, &alone()));
+        assert!(!seats.are_few(Leg::Bulk, &alone()));
         assert!(take(Leg::Urgent, Guest::Application).await.is_err());
         let moves: Vec<_> = [(); 16].map(|()| take(Leg::Urgent, Guest::Move)).into();
         let mut lanes = Vec::new();
@@ -138,7 +326,10 @@ mod tests {
     #[tokio::test]
     async fn a_move_may_have_every_seat_that_is_free() {
         let seats = Seats::new(4);
-        let take = |guest| timeout(SOON, seats.take(Leg::Bulk, guest));
+        let take = |guest| {
+            let share = (guest == Guest::Application).then(alone);
+            timeout(SOON, seats.take(Leg::Bulk, share))
+        };
         let mut held = Vec::new();
         for _ in 0..4 {
             held.push(take(Guest::Move).await.unwrap());
@@ -148,8 +339,8 @@ mod tests {
         // Who gave up waiting holds nothing.
         assert!(take(Guest::Move).await.is_ok());
         let one = Seats::new(1);
-        assert!(!one.are_few(Leg::Urgent));
-        let only = timeout(SOON, one.take(Leg::Urgent, Guest::Application)).await;
+        assert!(!one.are_few(Leg::Urgent, &alone()));
+        let only = timeout(SOON, one.take(Leg::Urgent, Some(alone()))).await;
         assert!(only.is_ok(), "of one seat none is kept");
     }
 }

@@ -429,7 +429,7 @@ mod tests {
     }
 
     async fn ours(streams: &Arc<Streams>) -> Beginner {
-        Beginner::Us(streams.seats.take(Leg::Urgent, Guest::Move).await)
+        Beginner::Us(streams.seats.take(Leg::Urgent, None).await)
     }
 
     fn add(streams: &Arc<Streams>, id: u128, beginner: Beginner) -> Result<Entry, Fault> {

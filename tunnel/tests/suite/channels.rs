@@ -168,7 +168,7 @@ fn now_unix() -> u64 {
 }
 
 /// A TCP service that sends its word, then echoes until the connection ends.
-async fn tcp_service(word: &'static [u8]) -> Endpoint {
+pub(crate) async fn tcp_service(word: &'static [u8]) -> Endpoint {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -185,7 +185,7 @@ async fn tcp_service(word: &'static [u8]) -> Endpoint {
 }
 
 /// Connects and reads the service's word.
-async fn connect(address: SocketAddr, word: &[u8]) -> TcpStream {
+pub(crate) async fn connect(address: SocketAddr, word: &[u8]) -> TcpStream {
     let mut socket = soon(TcpStream::connect(address)).await.unwrap();
     let mut heard = vec![0; word.len()];
     soon(socket.read_exact(&mut heard)).await.unwrap();

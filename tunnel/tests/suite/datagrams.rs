@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::channels::{Sites, spec};
-use crate::harness::{Stopwatch, pattern, soon, until};
+use crate::channels::{Sites, connect, spec, tcp_service};
+use crate::harness::{Stopwatch, name, pattern, soon, until};
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
 use towpath_bench::relay::{Control, Direction, Queue, Relay, Side};
 use towpath_protocol::endpoint::Endpoint;
+use towpath_tunnel::config::ServiceConfig;
 use towpath_tunnel::status::ChannelState;
 
 /// The path on which datagrams are counted: 20 ms round trip.
@@ -94,6 +95,52 @@ async fn con_5_the_first_datagram_of_a_flow_finds_it() {
         let count = soon(socket.recv(&mut heard)).await.unwrap();
         assert_eq!(&heard[..count], b"first");
     }
+}
+
+/// A UDP service that answers nothing, as one that takes logs.
+async fn silent_service() -> (UdpSocket, Endpoint) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, Endpoint::Udp(address))
+}
+
+/// More devices than a peer takes streams of.
+const DEVICE_COUNT: usize = 60;
+
+/// How soon a connection through another channel must get its seat.
+const OTHER_WITHIN: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_that_log_leave_other_channels_their_streams() {
+    let (_logs, target) = silent_service().await;
+    let till = tcp_service(b"till").await;
+    let sites = Sites::start_with(&[("east", target)], None, |config| {
+        let service = ServiceConfig::plain(name("till"), till.clone(), vec![name("edge")]);
+        config.services.push(service);
+    })
+    .await;
+    let logs = sites
+        .address(&spec("logs", "udp:127.0.0.1:0", "east", 1))
+        .await;
+    let mut tcp = spec("till", "tcp:127.0.0.1:0", "east", 1);
+    tcp.service = name("till");
+    let tcp = sites.address(&tcp).await;
+    let mut devices = Vec::new();
+    for _ in 0..DEVICE_COUNT {
+        let device = connected(logs).await;
+        device.send(b"<14>all is well").await.unwrap();
+        devices.push(device);
+    }
+    until("the devices have their streams", || {
+        sites.edge.status().links[0].streams >= 36
+    })
+    .await;
+    let began = Stopwatch::start();
+    let _one = connect(tcp, b"till").await;
+    began.at_most(OTHER_WITHIN, "a connection through another channel");
+    // Flows that have said a word give their streams back, answered or not.
+    let are_few = || sites.edge.status().links[0].streams <= 25;
+    until("the devices' flows end", are_few).await;
 }
 
 /// Datagrams in a series, and how many of them may be lost when nothing is in their way.
