@@ -1,7 +1,7 @@
 //! How a channel fares: what went through it, and what went wrong.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use towpath_protocol::fault::Fault;
@@ -22,8 +22,16 @@ pub(crate) struct Figures {
     pub sent_per_second: AtomicU64,
     pub received_per_second: AtomicU64,
     pub last_error: Mutex<Option<String>>,
-    /// Why the last opening failed, if it did: until another one succeeds the channel is of no use.
-    failing: Mutex<Option<String>>,
+    /// Why the channel is of no use, if so.
+    failing: Mutex<Option<Failing>>,
+}
+
+/// Why a channel is of no use.
+#[derive(Debug)]
+struct Failing {
+    why: String,
+    /// Whether the service refused datagrams: a flow to a dead one opens well, and that says nothing.
+    is_refused: bool,
 }
 
 impl Figures {
@@ -39,16 +47,42 @@ impl Figures {
         last.as_deref() == Some(&*fault.to_string())
     }
 
-    /// Notes how an opening over a link went.
+    /// Notes how an opening over a link went: until another one succeeds the channel is of no use.
     pub(crate) fn note_opening(&self, failed: Option<&Fault>) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        *failing = failed.map(ToString::to_string);
+        let mut failing = self.failing_now();
+        match failed {
+            Some(fault) => {
+                *failing = Some(Failing {
+                    why: fault.to_string(),
+                    is_refused: false,
+                });
+            }
+            None if failing.as_ref().is_some_and(|one| one.is_refused) => {}
+            None => *failing = None,
+        }
     }
 
-    /// Why the last opening failed, if it did.
+    /// Notes that the service refused a flow's datagrams: until it takes some the channel is of no use.
+    pub(crate) fn note_refusal(&self, fault: &Fault) {
+        *self.failing_now() = Some(Failing {
+            why: fault.to_string(),
+            is_refused: true,
+        });
+    }
+
+    /// Notes that the service has taken a flow's datagrams.
+    pub(crate) fn note_served(&self) {
+        *self.failing_now() = None;
+    }
+
+    /// Why the channel is of no use, if so.
     pub(crate) fn failing(&self) -> Option<String> {
-        let failing = self.failing.lock();
-        failing.unwrap_or_else(PoisonError::into_inner).clone()
+        self.failing_now().as_ref().map(|one| one.why.clone())
+    }
+
+    fn failing_now(&self) -> MutexGuard<'_, Option<Failing>> {
+        // Nothing panics while it is held.
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Works out the rates from what was counted at the look before, so long ago; gives what is counted now.

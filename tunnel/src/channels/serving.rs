@@ -205,6 +205,27 @@ impl Serving {
         Ok(begun)
     }
 
+    /// Notes that the service takes datagrams.
+    pub(crate) fn note_served(&self) {
+        self.figures.note_served();
+    }
+
+    /// Notes that a flow was cut off because the service refused its datagrams, if that is why: without a link the link
+    /// tells more.
+    pub(crate) fn note_refusal(&self, fault: &Fault) {
+        let spec = Arc::clone(&self.spec.borrow());
+        let peer = self.core.peers.get(&spec.peer);
+        let is_linked = peer.is_some_and(|peer| peer.link().is_ok());
+        if fault.code == Code::Unreachable && is_linked {
+            // The end of the stream says only that the peer cut it off.
+            let detail = format!(
+                "service {} at {} takes no datagrams now; its tunnel's log says why",
+                spec.service, spec.peer
+            );
+            self.figures.note_refusal(&Fault::new(fault.code, detail));
+        }
+    }
+
     /// Notes why a connection failed.
     pub(crate) fn note(&self, fault: &Fault) {
         let spec = Arc::clone(&self.spec.borrow());

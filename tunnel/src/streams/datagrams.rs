@@ -6,6 +6,8 @@
 //! resumes like any other, so a flow outlives its link, and what is sent meanwhile is lost as it would be
 //! on a wire.
 
+mod connected;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -27,7 +29,9 @@ use crate::core::Core;
 use crate::link::Link;
 use crate::local::Begun;
 use crate::peer::Peer;
-use crate::streams::table::Stream;
+use crate::streams::table::{Call, Stream};
+
+pub(crate) use connected::Connected;
 
 /// Largest datagram: what UDP over IPv6 carries, and 20 bytes more than over IPv4.
 const DATAGRAM_BYTES_MAX: usize = 65_527;
@@ -188,9 +192,13 @@ impl Waiting {
 /// Where a flow's datagrams come from and go to on this host.
 pub(crate) trait Side {
     /// The next one; none if no more will come.
-    fn next(&mut self) -> impl Future<Output = Option<Waiting>> + Send;
+    ///
+    /// # Errors
+    ///
+    /// Why the flow is of no use.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Waiting>, Fault>> + Send;
     /// Hands one on; lost if that would mean to wait.
-    fn hand(&self, datagram: &[u8]);
+    fn hand(&mut self, datagram: &[u8]);
     /// Whether others may soon want the flow's stream.
     fn has_few(&self) -> bool;
 }
@@ -219,8 +227,11 @@ pub(crate) async fn carry(
         ended = &mut living => return ended,
         ran = flow.run(registered, pipe_read, pipe_write, side) => ran,
     };
-    ran.map_err(|error| Fault::new(Code::Framing, format!("datagrams: {error}")))?;
-    // The pipe is closed now, and with it the stream ends as it should.
+    if let Err(fault) = ran {
+        // The peer hears of it as of any stream that is cut off. Fails only beside other calls, which end it as well.
+        let _ = stream.call(Call::Cut(fault));
+    }
+    // Otherwise the pipe is closed now, and with it the stream ends as it should.
     timeout(CLOSE_WAIT, living).await.unwrap_or(Ok(()))
 }
 
@@ -237,12 +248,14 @@ impl Flow<'_> {
         pipe_read: ReadHalf<DuplexStream>,
         pipe_write: WriteHalf<DuplexStream>,
         side: &mut impl Side,
-    ) -> std::io::Result<()> {
+    ) -> Result<(), Fault> {
         let (large, large_waiting) = mpsc::channel(WAITING_MAX);
         let (whole, whole_heard) = mpsc::channel(WAITING_MAX);
+        let unwritable =
+            |error: std::io::Error| Fault::new(Code::Framing, format!("datagrams: {error}"));
         tokio::select! {
-            () = self.pump((registered, whole_heard), &large, side) => Ok(()),
-            ended = write_framed(pipe_write, large_waiting) => ended,
+            ended = self.pump((registered, whole_heard), &large, side) => ended,
+            ended = write_framed(pipe_write, large_waiting) => ended.map_err(unwritable),
             () = read_framed(pipe_read, whole) => Ok(()),
         }
     }
@@ -253,7 +266,7 @@ impl Flow<'_> {
         (mut registered, mut whole): (Registered, mpsc::Receiver<Bytes>),
         large: &mpsc::Sender<Waiting>,
         side: &mut impl Side,
-    ) {
+    ) -> Result<(), Fault> {
         let room = Room::new(WAITING_BYTES_MAX);
         let mut turn = pin!(None);
         let (mut passed, mut carried) = (Passed::default(), Instant::now());
@@ -265,13 +278,14 @@ impl Flow<'_> {
                     None
                 }
                 next = timeout(BRIEF_IDLE_MAX, side.next()), if is_free => match next {
-                    Ok(Some(waiting)) => {
+                    Ok(Ok(Some(waiting))) => {
                         passed.out += 1;
                         Some(waiting)
                     }
+                    Ok(Err(fault)) => return Err(fault),
                     // Streams may have become few, or not yet.
                     Err(_) if carried.elapsed() < passed.idle_max(side.has_few()) => continue,
-                    _ => return,
+                    _ => return Ok(()),
                 },
                 Some(datagram) = registered.heard.recv() => {
                     passed.back += 1;
@@ -301,7 +315,7 @@ impl Flow<'_> {
         }
     }
 
-    fn hand(&self, side: &impl Side, datagram: &[u8]) {
+    fn hand(&self, side: &mut impl Side, datagram: &[u8]) {
         let bytes = datagram.len() as u64;
         self.peer.counters.add_received(self.stream.class, bytes);
         self.stream.count_received(bytes);
@@ -409,57 +423,6 @@ async fn read_framed(mut pipe: ReadHalf<DuplexStream>, whole: mpsc::Sender<Bytes
     }
 }
 
-/// A service's side: a socket that knows one address.
-#[derive(Debug)]
-pub(crate) struct Connected {
-    socket: UdpSocket,
-    buffer: Box<[u8]>,
-}
-
-impl Connected {
-    /// A socket to a service on this host.
-    ///
-    /// # Errors
-    ///
-    /// What the system says.
-    pub(crate) async fn to(address: SocketAddr) -> std::io::Result<Self> {
-        let own = if address.is_ipv4() {
-            "0.0.0.0:0"
-        } else {
-            "[::]:0"
-        };
-        let socket = UdpSocket::bind(own).await?;
-        socket.connect(address).await?;
-        // Until the runtime has seen that it can be written to, it seems to be full, and loses the first datagram.
-        socket.writable().await?;
-        Ok(Self {
-            socket,
-            buffer: vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice(),
-        })
-    }
-}
-
-impl Side for Connected {
-    async fn next(&mut self) -> Option<Waiting> {
-        loop {
-            // An error of a connected socket is a port that does not answer: the service is not up yet.
-            if let Ok(count) = self.socket.recv(&mut self.buffer).await {
-                return Some(Waiting::new(Bytes::copy_from_slice(&self.buffer[..count])));
-            }
-        }
-    }
-
-    fn hand(&self, datagram: &[u8]) {
-        // A full socket, or one where nobody listens, loses it.
-        let _ = self.socket.try_send(datagram);
-    }
-
-    fn has_few(&self) -> bool {
-        // A stream that the peer began is the peer's to give back.
-        false
-    }
-}
-
 /// A channel's side: one source among those of a listening socket.
 struct Source {
     serving: Serving,
@@ -468,15 +431,20 @@ struct Source {
     address: SocketAddr,
     heard: mpsc::Receiver<Waiting>,
     seen: Seen,
+    is_answered: bool,
 }
 
 impl Side for Source {
-    async fn next(&mut self) -> Option<Waiting> {
-        self.heard.recv().await
+    async fn next(&mut self) -> Result<Option<Waiting>, Fault> {
+        Ok(self.heard.recv().await)
     }
 
-    fn hand(&self, datagram: &[u8]) {
+    fn hand(&mut self, datagram: &[u8]) {
         self.seen.note();
+        if !self.is_answered {
+            self.is_answered = true;
+            self.serving.note_served();
+        }
         if let Some(socket) = self.socket.upgrade() {
             // A full socket loses it.
             let _ = socket.try_send_to(datagram, self.address);
@@ -752,6 +720,7 @@ impl Listening {
             address,
             heard,
             seen,
+            is_answered: false,
         };
         tokio::spawn(carry_source(source, place));
     }
@@ -765,7 +734,13 @@ async fn carry_source(mut source: Source, _place: Place) {
         let begun = serving.begin().await?;
         // Nobody answers before something is sent.
         let registered = begun.peer.datagrams.register(begun.entry.stream.id);
-        carry(&serving.core, begun, registered, &mut source).await
+        let ended = carry(&serving.core, begun, registered, &mut source).await;
+        match &ended {
+            // No datagram was refused, answered or not.
+            Ok(()) => serving.note_served(),
+            Err(fault) => serving.note_refusal(fault),
+        }
+        ended
     };
     let ended = tokio::select! {
         () = stop.requested() => Ok(()),

@@ -51,6 +51,15 @@ pub(crate) struct Told {
 }
 
 impl Told {
+    /// Says that a service's host refuses the datagrams of a flow.
+    fn refused(&self, stream: &Stream, reach: &Endpoint) {
+        let (peer, service) = (&stream.party.0, &stream.service);
+        if let Some(untold) = self.unreached.next() {
+            let why = "connection refused";
+            tracing::warn!(%peer, %service, %reach, why, untold, "service not reached");
+        }
+    }
+
     /// Says that a stream with a peer was cut off: what an outage took has a line, for its program sees only that it
     /// ended; how programs part is their own business.
     pub(crate) fn cut(&self, stream: &Stream, fault: &Fault) {
@@ -199,7 +208,7 @@ async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
 pub(crate) enum Program {
     Unix(UnixStream),
     Tcp(Resetting),
-    Udp(Connected, Registered),
+    Udp(Box<Connected>, Registered),
 }
 
 /// Carries a stream that a peer began to its end.
@@ -216,7 +225,13 @@ pub(crate) async fn live(core: Arc<Core>, begun: Begun, program: Program) {
         }
         // The largest by far, and rare: streams shall not all be as large.
         Program::Udp(mut socket, registered) => {
-            Box::pin(datagrams::carry(&core, begun, registered, &mut socket)).await
+            let carrying = datagrams::carry(&core, begun, registered, &mut *socket);
+            let ended = Box::pin(carrying).await;
+            if let Some(reach) = socket.refused_at() {
+                peer.told.refused(&stream, &reach);
+                return;
+            }
+            ended
         }
     };
     if let Err(fault) = ended {
@@ -369,7 +384,7 @@ async fn reach(
             }
             Reach::Plain(Endpoint::Udp(address)) => {
                 let socket = Connected::to(*address).await?;
-                Program::Udp(socket, peer.datagrams.register(begin.stream))
+                Program::Udp(Box::new(socket), peer.datagrams.register(begin.stream))
             }
         })
     };

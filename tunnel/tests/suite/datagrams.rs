@@ -314,3 +314,39 @@ async fn con_10_a_lost_path_shows_in_time_and_datagrams_flow_soon_after_it() {
     let flows = sites.view("dns").connections_total;
     assert_eq!(flows, 1, "it is the same flow");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_whose_service_refuses_datagrams_is_failing_until_one_comes_back() {
+    let (dead, target) = silent_service().await;
+    let address = dead.local_addr().unwrap();
+    drop(dead);
+    let sites = Sites::start(&[("east", target)], None).await;
+    let listen = sites
+        .address(&spec("dns", "udp:127.0.0.1:0", "east", 1))
+        .await;
+    let socket = connected(listen).await;
+    let is_failing = || sites.view("dns").state == ChannelState::Failing;
+    socket.send(b"one").await.unwrap();
+    until("the refusal shows", is_failing).await;
+    let view = sites.view("dns");
+    assert!(view.reason.contains("service app at east"), "{view:?}");
+    // Another flow begins, and is refused like the one before.
+    for flow in 2..5 {
+        socket.send(b"another").await.unwrap();
+        let has_begun = || sites.view("dns").connections_total >= flow;
+        until("another flow", has_begun).await;
+        assert!(is_failing(), "{:?}", sites.view("dns"));
+        until("it ends", || sites.view("dns").connections == 0).await;
+    }
+    let service = UdpSocket::bind(address).await.unwrap();
+    let echo = tokio::spawn(async move {
+        let mut buffer = [0; 64];
+        while let Ok((count, from)) = service.recv_from(&mut buffer).await {
+            let _ = service.send_to(&buffer[..count], from).await;
+        }
+    });
+    comes_back(&socket, b"well again").await;
+    let is_healthy = || sites.view("dns").state == ChannelState::Healthy;
+    until("the channel is well again", is_healthy).await;
+    echo.abort();
+}

@@ -167,6 +167,6 @@ async fn the_largest_datagram_of_ipv6_is_heard_whole() {
         answer.len(),
         "IPv6 carries it"
     );
-    let heard = side.next().await.unwrap().bytes;
+    let heard = side.next().await.unwrap().unwrap().bytes;
     assert!(heard == answer, "{} of {}", heard.len(), answer.len());
 }
