@@ -144,6 +144,8 @@ mod tests {
         assert!(missing.contains("the path is right"), "{missing}");
         let taken = remedy(Code::Io, ErrorKind::AddrInUse, 98);
         assert!(taken.contains("another address"), "{taken}");
+        let foreign = remedy(Code::Io, ErrorKind::AddrNotAvailable, 99);
+        assert!(foreign.contains("`ip addr`"), "{foreign}");
         let cause = "cannot listen at tcp:[::]:80: Permission denied (os error 13)";
         let listening = Problem::new(Code::Io, cause).remedy;
         assert!(listening.contains("1024"), "{listening}");

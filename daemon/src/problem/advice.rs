@@ -30,7 +30,7 @@ pub(super) const fn of(code: Code) -> Advice {
 }
 
 /// System errors about files and addresses, with the remedy for each whatever the code.
-const OF_SYSTEM: [(&str, &str); 5] = [
+const OF_SYSTEM: [(&str, &str); 6] = [
     (
         DENIED,
         "run it as root, or as the user who may use that file",
@@ -42,6 +42,10 @@ const OF_SYSTEM: [(&str, &str); 5] = [
     (
         "Address already in use (os error 98)",
         "find out what else listens there, or choose another address",
+    ),
+    (
+        "Cannot assign requested address (os error 99)",
+        "no interface of this host has that address: take one of those that `ip addr` lists",
     ),
     (
         "No space left on device (os error 28)",
