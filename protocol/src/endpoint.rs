@@ -32,6 +32,28 @@ impl Endpoint {
         matches!(self, Self::Udp(_))
     }
 
+    /// Whether the system chooses the port of what listens there.
+    #[must_use]
+    pub const fn is_any_port(&self) -> bool {
+        match self {
+            Self::Tcp(address) | Self::Udp(address) => address.port() == 0,
+            Self::Unix(_) => false,
+        }
+    }
+
+    /// Whether a listener at another endpoint is what this one asks for: it is the same, or the port is left to the
+    /// system.
+    #[must_use]
+    pub fn is_met_by(&self, there: &Self) -> bool {
+        match (self, there) {
+            (Self::Tcp(asked), Self::Tcp(there)) | (Self::Udp(asked), Self::Udp(there)) => {
+                let is_port = asked.port() == 0 || asked.port() == there.port();
+                asked.ip() == there.ip() && is_port
+            }
+            _ => self == there,
+        }
+    }
+
     /// Whether a program that listens there can be reached at every address of its host.
     #[must_use]
     pub const fn is_everywhere(&self) -> bool {
@@ -115,6 +137,21 @@ mod tests {
         ] {
             let endpoint: Endpoint = text.parse().unwrap();
             assert_eq!(endpoint.is_everywhere(), is_everywhere, "{text}");
+        }
+    }
+
+    #[test]
+    fn any_port_of_an_address_is_met_by_every_listener_there() {
+        for (asked, there, is_met) in [
+            ("tcp:127.0.0.1:0", "tcp:127.0.0.1:7001", true),
+            ("tcp:127.0.0.1:7001", "tcp:127.0.0.1:7001", true),
+            ("tcp:127.0.0.1:7002", "tcp:127.0.0.1:7001", false),
+            ("tcp:127.0.0.2:0", "tcp:127.0.0.1:7001", false),
+            ("udp:127.0.0.1:0", "tcp:127.0.0.1:7001", false),
+            ("unix:/a", "unix:/a", true),
+        ] {
+            let [asked, there] = [asked, there].map(|text| text.parse::<Endpoint>().unwrap());
+            assert_eq!(asked.is_met_by(&there), is_met, "{asked} {there}");
         }
     }
 

@@ -86,6 +86,21 @@ struct Started<'a> {
 }
 
 impl Started<'_> {
+    /// Has the port that the system gave, if it was to choose one, for the channel's own: who was told of it finds the
+    /// channel there after a restart too.
+    fn keep_port(&mut self) {
+        let there = self.new.as_ref().or(self.old.as_deref());
+        let Some(there) = there.filter(|_| self.spec.listen.is_any_port()) else {
+            return;
+        };
+        let mut spec = ChannelSpec::clone(&self.spec);
+        spec.listen = there.listen.clone();
+        self.spec = Arc::new(spec);
+        if let Some(new) = &self.new {
+            new.spec.send_replace(Arc::clone(&self.spec));
+        }
+    }
+
     /// From here on new connections take the new way.
     fn keep(mut self) {
         let old = self.old.take();
@@ -196,7 +211,7 @@ impl Channel {
 
     /// Whether it listens where it is to.
     fn is_at(&self, listen: &Endpoint) -> bool {
-        let is_there = [&self.spec().listen, &self.listen].contains(&listen);
+        let is_there = self.spec().listen == *listen || listen.is_met_by(&self.listen);
         is_there && self.is_listening()
     }
 
@@ -271,10 +286,14 @@ impl Channels {
         if change == Change::Same && known.is_some_and(|known| known.is_at(&spec.listen)) {
             return Ok(());
         }
-        let started = self.run(core, spec).await?;
+        let mut started = self.run(core, spec).await?;
+        if origin == Origin::Pushed {
+            started.keep_port();
+        }
+        let spec = Arc::clone(&started.spec);
         if change == Change::Open {
             let mut next = book.clone();
-            next.open(spec, origin);
+            next.open(&spec, origin);
             if origin == Origin::Pushed {
                 self.keep(&next).await?;
             }
@@ -282,7 +301,12 @@ impl Channels {
         }
         started.keep();
         let (name, generation) = (&spec.name, spec.generation);
-        tracing::info!(channel = %name, generation, peer = %spec.peer, service = %spec.service, "channel open");
+        let (peer, service, cap) = (
+            &spec.peer,
+            &spec.service,
+            spec.cap.map(tracing::field::display),
+        );
+        tracing::info!(channel = %name, generation, %peer, %service, cap, "channel open");
         if spec.listen.is_everywhere() {
             let listen = &spec.listen;
             tracing::warn!(channel = %name, %listen, "it listens on every interface: whoever reaches this host reaches it");
@@ -304,7 +328,8 @@ impl Channels {
             old => {
                 let live = old.as_deref().filter(|old| old.absent.is_none());
                 self.clear(&spec.listen).await;
-                Some(start(core, (spec, &spec.listen), live).await?)
+                let started = start(core, (spec, &spec.listen), live).await;
+                Some(started.map_err(|fault| self.with_owner(fault, spec))?)
             }
         };
         Ok(Started {
@@ -313,6 +338,24 @@ impl Channels {
             old,
             new,
         })
+    }
+
+    /// A fault of listening with the channel that has the address, if one of this tunnel has.
+    fn with_owner(&self, fault: Fault, spec: &ChannelSpec) -> Fault {
+        let listen = &spec.listen;
+        let has_it = |other: &Channel| {
+            let is_there = other.listen == *listen || is_in_the_way(&other.listen, listen);
+            is_there && other.is_listening()
+        };
+        let mut others = self.list().into_iter().map(|other| (other.spec(), other));
+        let owner = others.find(|(other, channel)| other.name != spec.name && has_it(channel));
+        let Some((owner, _)) = owner else {
+            return fault;
+        };
+        let name = &owner.name;
+        let detail = format!("{}: channel {name} listens there", fault.detail);
+        let remedy = format!("take another port, or close it with `towpath channel close {name}`");
+        Fault::new(fault.code, detail).remedy(remedy)
     }
 
     /// Has an address free that channels have left.

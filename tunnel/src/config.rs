@@ -388,7 +388,7 @@ impl Config {
             if !names.insert(&channel.name) {
                 return wrong("name", format!("{} stands there twice", channel.name));
             }
-            if !is_any_port(&channel.listen) && !listeners.insert(&channel.listen) {
+            if !channel.listen.is_any_port() && !listeners.insert(&channel.listen) {
                 let why = format!("{} is another channel's too", channel.listen);
                 return wrong("listen", why);
             }
@@ -435,14 +435,6 @@ fn is_unset(path: &Path) -> bool {
 fn has_port(address: &str) -> bool {
     let parts = address.rsplit_once(':');
     parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|it| it > 0))
-}
-
-/// Whether the system chooses the port to listen at.
-const fn is_any_port(listen: &Endpoint) -> bool {
-    match listen {
-        Endpoint::Tcp(address) | Endpoint::Udp(address) => address.port() == 0,
-        Endpoint::Unix(_) => false,
-    }
 }
 
 impl PeerConfig {

@@ -76,6 +76,19 @@ impl ChannelSpec {
     }
 }
 
+impl ChannelSpec {
+    /// Whether another word says the same: a port that the system has chosen meanwhile is no change.
+    fn is_said_by(&self, other: &Self) -> bool {
+        let listen = self.listen.clone();
+        other.listen.is_met_by(&listen)
+            && *self
+                == Self {
+                    listen,
+                    ..other.clone()
+                }
+    }
+}
+
 /// What is known under a name: a channel, or that it was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Known {
@@ -100,7 +113,11 @@ impl Known {
             return Ok(Change::Open);
         }
         if generation == self.generation {
-            if self.spec.as_deref() == Some(spec) {
+            if self
+                .spec
+                .as_deref()
+                .is_some_and(|known| known.is_said_by(spec))
+            {
                 let is_open = self.open().is_some();
                 return Ok(if is_open { Change::Same } else { Change::Open });
             }

@@ -164,6 +164,10 @@ impl Channels {
             return;
         }
         match origin {
+            Origin::Configured if self.closed_by_hand().contains(name) => {
+                let remedy = format!("`towpath channel reset {name}` opens it again");
+                tracing::info!(channel = %name, remedy, "configured, and closed by hand");
+            }
             Origin::Configured => {
                 tracing::warn!(channel = %name, %fault, "not opened as configured");
             }

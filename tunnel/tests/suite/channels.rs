@@ -646,6 +646,7 @@ async fn con_11_metadata_said_twice_changes_nothing() {
     nowhere = spec("other", &format!("tcp:{tcp}"), "east", 1);
     let taken = sites.open(&nowhere).await.unwrap_err();
     assert_eq!(taken.code, Code::Io.as_str());
+    assert!(taken.cause.contains("channel till"), "{taken}");
     assert_eq!(sites.edge.status().channels.len(), 1);
 }
 
@@ -712,4 +713,22 @@ async fn con_7_pushed_channels_and_con_11_their_generations_outlive_the_tunnel()
     assert!(sites.edge.status().channels.is_empty());
     assert!(state.join("channels.damaged").exists());
     sites.open(&tcp("till", 1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_7_a_pushed_channel_keeps_the_port_that_the_system_gave_it() {
+    let sites = Sites::start(&[("east", tcp_service(b"east").await)], None).await;
+    let state = sites.world.path("edge-state");
+    let sites = sites
+        .restarted(|config| config.state_dir = Some(state))
+        .await;
+    let till = |generation| spec("till", "tcp:127.0.0.1:0", "east", generation);
+    let address = sites.address(&till(1)).await;
+    let sites = sites.restarted(|_| ()).await;
+    assert_eq!(sites.view("till").listen, format!("tcp:{address}"));
+    // Said again, and as the next generation, it stays there.
+    for generation in [1, 2] {
+        assert_eq!(sites.address(&till(generation)).await, address);
+    }
+    connect(address, b"east").await;
 }
