@@ -70,6 +70,14 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, Fault> {
         let wrong = || {
             let shown: String = text.chars().take(120).collect();
+            if let Some(port) = port_above_most(text) {
+                let detail = format!("port {port} of {shown:?} is above {}", u16::MAX);
+                return Fault::new(Code::Config, detail);
+            }
+            if text.starts_with("builtin:") {
+                let detail = format!("{shown:?} is no address; write `socket = {shown:?}`");
+                return Fault::new(Code::Config, detail);
+            }
             let detail = format!(
                 "{shown:?} is not tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH; ADDRESS is an IP address, for \
                  names are not looked up here"
@@ -89,6 +97,14 @@ impl FromStr for Endpoint {
             _ => Err(wrong()),
         }
     }
+}
+
+/// The port of an address whose only mistake may be that no port has so large a number.
+fn port_above_most(text: &str) -> Option<u64> {
+    let (_, port) = text.rsplit_once(':')?;
+    let is_number = (1..10).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = is_number.then(|| port.parse().ok())??;
+    (port > u64::from(u16::MAX)).then_some(port)
 }
 
 impl TryFrom<String> for Endpoint {
@@ -152,6 +168,18 @@ mod tests {
         ] {
             let [asked, there] = [asked, there].map(|text| text.parse::<Endpoint>().unwrap());
             assert_eq!(asked.is_met_by(&there), is_met, "{asked} {there}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_that_is_known_is_named() {
+        for (text, said) in [
+            ("tcp:127.0.0.1:99999", "port 99999"),
+            ("builtin:bench", "`socket = \"builtin:bench\"`"),
+            ("tcp:localhost:80", "names are not looked up"),
+        ] {
+            let detail = text.parse::<Endpoint>().unwrap_err().detail;
+            assert!(detail.contains(said), "{text}: {detail}");
         }
     }
 

@@ -329,8 +329,9 @@ impl Config {
                 let why = format!("{} has none, and nothing is listened at either", peer.site);
                 Err(Wrong::new("peers.address", why))
             }
-            Some(address) if !has_port(address) => {
-                let why = format!("{address:?} has no port; write it as in \"host:4790\"");
+            Some(address) if !is_host_and_port(address) => {
+                let why =
+                    format!("{address:?} is no host with a port; write it as in \"host:4790\"");
                 Err(Wrong::new("peers.address", why))
             }
             _ => Ok(()),
@@ -431,10 +432,12 @@ fn is_unset(path: &Path) -> bool {
     path.as_os_str().is_empty()
 }
 
-/// Whether a peer's address ends with a port.
-fn has_port(address: &str) -> bool {
+/// Whether a peer's address is a host and a port.
+fn is_host_and_port(address: &str) -> bool {
+    let is_host = |host: &str| !host.is_empty() && !host.contains(char::is_whitespace);
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
     let parts = address.rsplit_once(':');
-    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|it| it > 0))
+    parts.is_some_and(|(host, port)| is_host(host) && is_port(port))
 }
 
 impl PeerConfig {
@@ -647,7 +650,11 @@ mod tests {
             ),
             (
                 change("region.example:7411", "region.example"),
-                ":9:9: peers.address: \"region.example\" has no port",
+                ":9:9: peers.address: \"region.example\" is no host with a port",
+            ),
+            (
+                change("region.example:7411", "region .example:7411"),
+                ":9:9: peers.address: \"region .example:7411\" is no host",
             ),
             (
                 change("/run/towpath/moves.sock", "builtin:bnch"),

@@ -7,6 +7,7 @@ use serde::Serialize;
 use towpath_daemon::config;
 use towpath_daemon::problem::Problem;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
 
 use super::tunnel::is_not_handed_over;
 use crate::args::OutputOption;
@@ -72,6 +73,8 @@ struct Checked<'a> {
     valid: bool,
     /// Files it names that the daemon may open and whoever asks cannot: they were not looked at.
     not_opened: Vec<PathBuf>,
+    /// Services that no site may reach.
+    closed_services: Vec<Name>,
 }
 
 /// A file with every default filled in.
@@ -123,13 +126,30 @@ fn run_check(options: &FileOptions) -> Result<(), Failure> {
         daemon,
         valid: true,
         not_opened,
+        closed_services: match daemon {
+            Daemon::Tunnel => closed_services(&options.file, &text)?,
+            Daemon::Migrator => Vec::new(),
+        },
     };
     show::show(options.output.format, "config", &checked, || {
         let (file, daemon) = (path(&options.file), daemon.as_str());
         let mut text = format!("{file}: a right configuration of the {daemon}\n");
         text.push_str(&not_looked_at(&checked.not_opened));
+        for name in &checked.closed_services {
+            text.push_str(&format!(
+                "no site may reach the service {name}: its `allow` is empty\n"
+            ));
+        }
         text
     })
+}
+
+/// Services of a tunnel's configuration that no site may reach.
+fn closed_services(file: &Path, text: &str) -> Result<Vec<Name>, Fault> {
+    let config: towpath_tunnel::config::Config = config::parse(file, text)?;
+    let closed = config.services.into_iter();
+    let closed = closed.filter(|service| service.allow.is_empty());
+    Ok(closed.map(|service| service.name).collect())
 }
 
 /// Why certificates were not looked at, if they were not.
@@ -189,7 +209,13 @@ impl Daemon {
 fn owner(file: &Path, said: Option<Daemon>, text: &str) -> Result<Daemon, Failure> {
     match said {
         Some(daemon) => Ok(daemon),
-        None => told_from(text).ok_or_else(|| undecided(file, text)),
+        None => told_from(text).ok_or_else(|| {
+            // A file that is no TOML may lack the keys that would tell, and its mistake is what has to be mended first.
+            match config::parse::<toml::Table>(file, text) {
+                Err(fault) => of_line(fault, file).into(),
+                Ok(_) => undecided(file, text),
+            }
+        }),
     }
 }
 
@@ -259,7 +285,7 @@ fn told_from(text: &str) -> Option<Daemon> {
             keys.contains(&&name[..end.unwrap_or(name.len())])
         })
     };
-    let tunnel = has_key(&["peers", "services", "certificates", "admin"]);
+    let tunnel = has_key(&["peers", "services", "channels", "certificates", "admin"]);
     let migrator = has_key(&["quota", "guest_command", "trust_domain", "run_dir"]);
     match (tunnel, migrator) {
         (true, false) => Some(Daemon::Tunnel),
@@ -302,6 +328,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_no_toml_is_told_so_before_whose_it_is() {
+        let told = |text: &str| match owner(Path::new("t.toml"), None, text) {
+            Err(Failure::Problem { problem, .. }) => (problem.code, problem.cause),
+            other => panic!("{other:?}"),
+        };
+        let (code, cause) = told("site = \"edge\"\nhost = box\n");
+        assert_eq!(code, "E_CONFIG");
+        assert!(cause.starts_with("t.toml:2:"), "{cause}");
+        assert_eq!(told("site = \"edge\"\n").0, "E_USAGE");
+    }
+
+    #[test]
     fn a_files_owner_is_told_from_its_keys_even_if_it_does_not_parse() {
         // Both daemons keep state.
         let state = "site = \"a\"\nstate_dir = \"/x\"\n";
@@ -312,6 +350,7 @@ mod tests {
         assert_eq!(told_from(&migrator), Some(Daemon::Migrator));
         assert_eq!(told_from("[[peers]]\nsite = "), Some(Daemon::Tunnel));
         assert_eq!(told_from("  [quota]\n"), Some(Daemon::Migrator));
+        assert_eq!(told_from("[[channels]]\n"), Some(Daemon::Tunnel));
         assert_eq!(told_from("site = \"a\""), None);
         assert_eq!(told_from("[quota]\n[admin]"), None);
     }
