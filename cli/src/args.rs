@@ -29,7 +29,7 @@ Examples:
   towpath migration watch                   follow the newest move
   towpath status                            show this host, its links and the moves under way
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused, 4 timed out, 5 blocked handover,
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused, 4 timed out, 5 blocked handover, 6 not well (status --check),
 69 already running, 75 try again later, 130 interrupted (a move goes on).";
 
 /// Moves running virtual machines between sites, over QUIC.

@@ -24,6 +24,8 @@ pub(crate) enum Exit {
     Timeout,
     /// A guest is held between two hosts that cannot talk.
     Blocked,
+    /// A link or a channel that was checked is not well.
+    NotWell,
     /// The daemon is already running.
     AlreadyRunning,
     /// The command may succeed later.
@@ -47,6 +49,7 @@ impl Exit {
             Self::Refused => 3,
             Self::Timeout => 4,
             Self::Blocked => 5,
+            Self::NotWell => 6,
             Self::AlreadyRunning => 69,
             Self::Retry => 75,
             Self::Interrupted => 130,
@@ -196,8 +199,13 @@ impl From<Fault> for Failure {
 
 /// Whether to use colours: stderr is a terminal, and `NO_COLOR` is unset or empty.
 pub(crate) fn is_coloured() -> bool {
+    shows_colours(&std::io::stderr())
+}
+
+/// Whether colours show there and the operator wants them.
+pub(crate) fn shows_colours(out: &impl IsTerminal) -> bool {
     let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    !is_unwanted && std::io::stderr().is_terminal()
+    !is_unwanted && out.is_terminal()
 }
 
 /// Writes a mistake on the command line to stderr, in the form of any other failure. As text it

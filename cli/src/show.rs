@@ -9,7 +9,7 @@ use serde::Serialize;
 use towpath_daemon::problem::Problem;
 use towpath_protocol::fault::Code;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, shows_colours};
 
 pub(crate) use human::{escape, milliseconds, or_dash, telling_digits, time_of_day};
 pub(crate) use table::{Table, fields};
@@ -84,6 +84,15 @@ fn write_to(out: &mut impl Write, text: &str) -> Result<(), Failure> {
         io::ErrorKind::BrokenPipe => Failure::Unheard,
         _ => unwritable(&error),
     })
+}
+
+/// A line of the result that matters less than the others, paler on a terminal.
+pub(crate) fn dim(line: &str) -> String {
+    if shows_colours(&io::stdout()) {
+        format!("\u{1b}[2m{line}\u{1b}[0m")
+    } else {
+        line.to_owned()
+    }
 }
 
 /// Prints a note to stderr, beside the result.

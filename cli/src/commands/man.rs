@@ -20,7 +20,7 @@ Examples:
   towpath man . && man ./towpath-migrate.1";
 
 /// What the exit statuses mean, as in docs/cli.md.
-const EXIT_STATUSES: [(u8, &str); 9] = [
+const EXIT_STATUSES: [(u8, &str); 10] = [
     (0, "done"),
     (
         1,
@@ -32,6 +32,10 @@ const EXIT_STATUSES: [(u8, &str); 9] = [
     (
         5,
         "a blocked handover: a guest is held between two hosts that cannot talk",
+    ),
+    (
+        6,
+        "a link or a channel that `towpath status --check` looks at is not well",
     ),
     (69, "the daemon is already running"),
     (75, "try again later"),

@@ -1,28 +1,37 @@
 //! `towpath status`: the host, its links and what is under way.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
 use towpath_certs::check::EXPIRY_WARNING;
 use towpath_daemon::problem::Problem;
+use towpath_daemon::units::Span;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
 use towpath_protocol::fault::Code;
-use towpath_tunnel::status::{CertificateStatusView, LinkView, StatusView};
+use towpath_protocol::identity::Name;
+use towpath_tunnel::status::{
+    CertificateStatusView, ChannelState, ChannelView, LinkState, LinkView, StatusView,
+};
 
 use super::channel::{closed_by_hand, is_explained, now_unix_ms};
 use super::guest::word;
 use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, TunnelSocket, block_on};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::follow::describe;
-use crate::show::{self, Table, bits_per_second, bytes, escape, fields, or_dash, time_of_day};
+use crate::show::{
+    self, Table, bits_per_second, bytes, dim, escape, fields, milliseconds, or_dash, time_of_day,
+};
 
 const EXAMPLES: &str = "\
 Examples:
   towpath status                                    this host, its links, and what is under way
-  towpath status -o json                            with all that both daemons say";
+  towpath status -o json                            with all that both daemons say
+  towpath status --check                            for scripts: exits with 6 if a link or a channel is down
+  towpath status --check --peer region --wait 30s   waits until the link to region and its channels are well";
 
 /// What is to be shown.
 #[derive(Debug, Args)]
@@ -32,6 +41,15 @@ pub(crate) struct Options {
     socket: MigratorSocket,
     #[command(flatten)]
     tunnel_socket: TunnelSocket,
+    /// Exit with 6 if a link is down, or a channel is down or failing
+    #[arg(long)]
+    check: bool,
+    /// Check the link to this site alone, and the channels that lead there
+    #[arg(long, value_name = "SITE", requires = "check")]
+    peer: Option<Name>,
+    /// Wait for so long until all that is checked is well
+    #[arg(long, value_name = "TIME", requires = "check")]
+    wait: Option<Span>,
     #[command(flatten)]
     pub(crate) output: OutputOption,
 }
@@ -43,6 +61,9 @@ struct Status {
     tunnel: Answer<StatusView>,
     /// Moves under way.
     migrations: Vec<MigrationView>,
+    /// Where the migrator's socket would be, if there is none: many hosts have a tunnel alone.
+    #[serde(skip)]
+    absent_migrator: Option<PathBuf>,
 }
 
 /// What a daemon says of itself.
@@ -68,12 +89,37 @@ const NO_LISTS: &str = "none: revoked hosts are let in";
 /// How long a daemon may take to tell how it is: one that needs longer hangs.
 const STATUS_WAIT: Duration = Duration::from_secs(10);
 
+/// How often a status that is waited for is asked for.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Does what was asked for.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    block_on(status(options))?
+    block_on(async {
+        let wait = options.wait.map_or(Duration::ZERO, |span| span.duration());
+        let began = Instant::now();
+        loop {
+            let status = status(options).await;
+            let checked = match &status {
+                Ok(status) if options.check => check(status, options.peer.as_ref()),
+                Ok(_) => Ok(()),
+                Err(problem) => Err(problem.clone()),
+            };
+            let left = wait.saturating_sub(began.elapsed());
+            if !left.is_zero() && checked.as_ref().is_err_and(may_pass) {
+                tokio::time::sleep(left.min(CHECK_INTERVAL)).await;
+                continue;
+            }
+            let status = status?;
+            // The tunnel's own document is called a status already.
+            show::show(options.output.format, "overview", &status, || {
+                table(&status)
+            })?;
+            return checked.map_err(not_well);
+        }
+    })?
 }
 
-async fn status(options: &Options) -> Result<(), Failure> {
+async fn status(options: &Options) -> Result<Status, Problem> {
     let migrator = options.socket.client().timeout(STATUS_WAIT);
     let tunnel = options.tunnel_socket.client().timeout(STATUS_WAIT);
     let (host, links, moves) = tokio::join!(
@@ -82,7 +128,7 @@ async fn status(options: &Options) -> Result<(), Failure> {
         migrator.get::<MigrationList>("/v1/migrations"),
     );
     if let (Err(migrator), Err(tunnel)) = (&host, &links) {
-        return Err(neither(migrator, tunnel).into());
+        return Err(neither(migrator, tunnel));
     }
     let under_way = |list: MigrationList| {
         let is_under_way = |view: &MigrationView| !view.phase.is_finished();
@@ -93,15 +139,61 @@ async fn status(options: &Options) -> Result<(), Failure> {
         // A host whose moves are not known is not known.
         Err(problem) => (host.and(Err(problem)), Vec::new()),
     };
-    let status = Status {
+    let socket = &options.socket.socket;
+    Ok(Status {
         migrator: host.into(),
         tunnel: links.into(),
         migrations,
-    };
-    // The tunnel's own document is called a status already.
-    show::show(options.output.format, "overview", &status, || {
-        table(&status)
+        absent_migrator: (!socket.exists()).then(|| socket.clone()),
     })
+}
+
+/// Whether the links and channels are well, or those of one peer.
+fn check(status: &Status, peer: Option<&Name>) -> Result<(), Problem> {
+    let tunnel = match &status.tunnel {
+        Answer::Status(tunnel) => tunnel,
+        Answer::Problem(problem) => return Err(problem.clone()),
+    };
+    let is_meant = |site: &str| peer.is_none_or(|peer| peer.as_str() == site);
+    let links: Vec<_> = tunnel
+        .links
+        .iter()
+        .filter(|link| is_meant(&link.peer))
+        .collect();
+    if let (Some(peer), true) = (peer, links.is_empty()) {
+        let cause = format!("no peer is called {peer}");
+        return Err(Problem::new(Code::NotFound, cause));
+    }
+    let down = links.iter().filter(|link| link.state == LinkState::Down);
+    let down = down.map(|link| format!("the link to {} is down", link.peer));
+    let channels = tunnel.channels.iter();
+    let channels = channels.filter(|view| is_meant(&view.peer) && !view.state.is_up());
+    let channels = channels.map(|view| format!("channel {} is {}", view.name, view.state.as_str()));
+    let ill: Vec<_> = down.chain(channels).collect();
+    if ill.is_empty() {
+        return Ok(());
+    }
+    let problem = Problem::new(Code::Unreachable, ill.join(", "));
+    Err(problem
+        .message(NOT_WELL)
+        .remedy("`towpath status` says why, and what mends it"))
+}
+
+/// Whether what is wrong may be well later: a site that is no peer does not become one.
+fn may_pass(problem: &Problem) -> bool {
+    problem.known_code() != Some(Code::NotFound)
+}
+
+/// How the problem of what was checked is told.
+const NOT_WELL: &str = "a link or a channel is not well";
+
+/// The failure of a check: what is not well has a status of its own.
+fn not_well(problem: Problem) -> Failure {
+    if problem.message == NOT_WELL {
+        Failure::with(problem, Exit::NotWell)
+    } else {
+        problem.into()
+    }
 }
 
 /// Whether a daemon took the question and gave no answer in time.
@@ -132,10 +224,10 @@ fn neither(migrator: &Problem, tunnel: &Problem) -> Problem {
 
 fn table(status: &Status) -> String {
     let mut text = match &status.migrator {
-        Answer::Status(host) => host_table(host),
-        Answer::Problem(problem) => silent("migrator", problem),
+        Answer::Status(host) => host_table(host) + "\n",
+        Answer::Problem(_) if status.absent_migrator.is_some() => String::new(),
+        Answer::Problem(problem) => silent("migrator", problem) + "\n",
     };
-    text.push('\n');
     text.push_str(&match &status.tunnel {
         Answer::Status(status) => tunnel_table(status),
         Answer::Problem(problem) => silent("tunnel", problem),
@@ -143,6 +235,11 @@ fn table(status: &Status) -> String {
     for view in &status.migrations {
         let (guest, from, to) = (&view.guest, &view.from, &view.to);
         text.push_str(&format!("\n{guest} {from} -> {to}  {}\n", describe(view)));
+    }
+    if let Some(socket) = &status.absent_migrator {
+        let socket = escape(&socket.display().to_string());
+        let line = format!("migrator: not running here (no {socket})");
+        text.push_str(&format!("\n{}\n", dim(&line)));
     }
     text
 }
@@ -185,7 +282,10 @@ fn host_table(host: &HostView) -> String {
 
 fn tunnel_table(status: &StatusView) -> String {
     let now = now_unix_ms() / 1000;
-    let mut text = links_table(&status.links);
+    let (site, host) = (escape(&status.site), escape(&status.host));
+    let (version, up) = (escape(&status.version), span_of(status.uptime_seconds));
+    let mut text = format!("site {site}, host {host}: tunnel {version}, up for {up}\n\n");
+    text.push_str(&links_table(&status.links, now));
     text.push_str(&troubles(status));
     let peers = status
         .links
@@ -206,12 +306,14 @@ fn tunnel_table(status: &StatusView) -> String {
 }
 
 /// The links by the site that commands take, with the host that is there beside it.
-fn links_table(links: &[LinkView]) -> String {
+fn links_table(links: &[LinkView], now: u64) -> String {
     let mut table = Table::new([
-        "PEER", "HOST", "STATE", ">RTT", ">BASE", ">QUEUE", ">LOSS", ">OUT", ">IN", ">CAP",
+        "PEER", "HOST", "STATE", ">FOR", ">RTT", ">BASE", ">QUEUE", ">LOSS", ">OUT", ">IN", ">CAP",
         ">STREAMS", "WHY",
     ])
-    .least(["BASE", "QUEUE", "STREAMS", "LOSS", "CAP", "HOST", "RTT"]);
+    .least([
+        "BASE", "QUEUE", "STREAMS", "LOSS", "CAP", "HOST", "RTT", "FOR",
+    ]);
     for link in links {
         // What is not there has no time of its own, and loses nothing.
         let of_link = |text: String| or_dash(link.host.is_some().then_some(text));
@@ -222,6 +324,7 @@ fn links_table(links: &[LinkView]) -> String {
             escape(&link.peer),
             or_dash(link.host.as_deref().map(escape)),
             link.state.as_str().to_owned(),
+            span_of(now.saturating_sub(link.since_unix_seconds)),
             of_link(millis(link.rtt_us)),
             of_link(or_dash(
                 (link.base_rtt_us > 0).then(|| millis(link.base_rtt_us)),
@@ -251,10 +354,22 @@ fn troubles(status: &StatusView) -> String {
         text.push_str("channel ");
         text.push_str(&closed_by_hand(name));
     }
+    let mut waiting: BTreeMap<&str, usize> = BTreeMap::new();
     for view in status.channels.iter().filter(|view| is_explained(view)) {
+        if is_waiting(view, &status.links) {
+            *waiting.entry(&view.peer).or_default() += 1;
+            continue;
+        }
         let (name, reason) = (escape(&view.name), escape(&view.reason));
         let state = view.state.as_str();
         text.push_str(&format!("channel {name}: {state}: {reason}\n"));
+    }
+    for (peer, count) in waiting {
+        let peer = escape(peer);
+        text.push_str(&match count {
+            1 => format!("1 channel waits for {peer}\n"),
+            _ => format!("{count} channels wait for {peer}\n"),
+        });
     }
     if let Some(problem) = &status.configuration.problem {
         let problem = escape(problem);
@@ -281,6 +396,13 @@ fn troubles(status: &StatusView) -> String {
         ));
     }
     text
+}
+
+/// Whether a channel is down for want of a link, and not for a reason of its own.
+fn is_waiting(view: &ChannelView, links: &[LinkView]) -> bool {
+    let mut links = links.iter();
+    let link = links.find(|link| link.peer == view.peer);
+    view.state == ChannelState::Down && link.is_some_and(|link| link.reason == view.reason)
 }
 
 /// Certificates that end soon or have ended, this host's and those of peers by their sites, and what to do about them.
@@ -352,6 +474,14 @@ fn trust_fields(
         ("revocations", Some(revocations)),
         ("problem", certificate.problem.as_deref().map(escape)),
     ])
+}
+
+/// A time of whole seconds.
+fn span_of(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        _ => milliseconds(seconds.saturating_mul(1000)),
+    }
 }
 
 fn percent(per_million: u64) -> String {

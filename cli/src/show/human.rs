@@ -23,7 +23,8 @@ pub(crate) fn milliseconds(ms: u64) -> String {
         0..1000 => format!("{ms} ms"),
         1000..60_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
         60_000..3_600_000 => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1000),
-        _ => format!("{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
+        3_600_000..172_800_000 => format!("{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
+        _ => format!("{} d {} h", ms / 86_400_000, ms % 86_400_000 / 3_600_000),
     }
 }
 
@@ -93,6 +94,7 @@ mod tests {
         assert_eq!(milliseconds(3210), "3.2 s");
         assert_eq!(milliseconds(125_000), "2 min 5 s");
         assert_eq!(milliseconds(7_260_000), "2 h 1 min");
+        assert_eq!(milliseconds(183_600_000), "2 d 3 h");
         assert_eq!(time_of_day(0), "1970-01-01T00:00:00Z");
         assert_eq!(time_of_day(u64::MAX), "-");
     }

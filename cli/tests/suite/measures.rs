@@ -241,7 +241,9 @@ fn measurements_show_on_a_terminal_how_far_they_are_and_tables_fit_it() {
         let columns = shown.lines().find(|line| line.starts_with("PEER"));
         let table = if words == ["status"] {
             let from = shown.find("PEER").expect("a table of links");
-            shown[from..].lines().take(3).collect()
+            // A remedy below the table, where a busy machine loses packets, is no part of it.
+            let lines = shown[from..].lines().take(3);
+            lines.filter(|line| !line.starts_with("region: ")).collect()
         } else {
             shown.lines().collect::<Vec<_>>()
         };

@@ -287,7 +287,7 @@ fn a_service_is_shown_and_capped() {
 fn the_status_shows_the_link_what_it_carries_and_when_it_is_gone() {
     let mut pair = Pair::start();
     let table = pair.edge.table(&["status"]);
-    assert!(table.starts_with("migrator  E_UNREACHABLE"), "{table}");
+    assert!(table.starts_with("site edge, host box: "), "{table}");
     let mut lines = table
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -312,8 +312,10 @@ fn the_status_shows_the_link_what_it_carries_and_when_it_is_gone() {
     assert!(table.contains("\nregion: "), "a remedy: {table}");
     // Without a link there are no measurements.
     let mut lines = table.lines().map(|line| line.split_whitespace().collect());
-    let is_it =
-        |line: &Vec<&str>| line.starts_with(&["region", "-", "down", "-", "-", "-", "-", "-", "-"]);
+    let is_it = |line: &Vec<&str>| {
+        // A number of seconds stands between.
+        line.starts_with(&["region", "-", "down"]) && line[5..].starts_with(&["-"; 6])
+    };
     assert!(lines.any(|line| is_it(&line)), "{table}");
     let probe = ["tunnel", "probe", "region"];
     pair.edge.refuses(&probe, (75, "E_UNREACHABLE"), "region");
@@ -375,4 +377,30 @@ fn words_that_no_command_knows_are_refused_as_text_and_as_a_document() {
             }
         }
     }
+}
+
+#[test]
+fn a_script_learns_from_the_status_whether_links_and_channels_are_well() {
+    let mut pair = Pair::start();
+    pair.edge.document(&OPEN, "channel");
+    let edge = &pair.edge;
+    let shown = edge.table(&["status"]);
+    assert!(shown.starts_with("site edge, host box: tunnel "), "{shown}");
+    let last = shown.lines().last().unwrap();
+    assert!(last.starts_with("migrator: not running here"), "{shown}");
+    assert!(!shown.contains("E_UNREACHABLE"), "{shown}");
+    edge.table(&["status", "--check", "--wait=20s"]);
+    edge.table(&["status", "--check", "--peer=region"]);
+    let unknown = edge.run(&["status", "--check", "--peer=mars", "--wait=20s"]);
+    unknown.failed(1, "E_NOT_FOUND");
+    pair.region.child.kill().unwrap();
+    let edge = &pair.edge;
+    wait_until("the link is lost", || edge.link()["state"] == "down");
+    let down = edge.run(&["status", "--check", "--wait=1s"]);
+    down.failed(6, "E_UNREACHABLE");
+    let said = "the link to region is down, channel till is down";
+    assert!(down.stderr.contains(said), "{down:?}");
+    let waits = down.stdout.contains("\n1 channel waits for region\n");
+    assert!(waits && !down.stdout.contains("channel till"), "{down:?}");
+    assert_eq!(edge.run(&["status"]).status, 0);
 }

@@ -5,7 +5,7 @@ mod view;
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::NamedGroup;
 use towpath_certs::{Freshness, tls};
@@ -219,7 +219,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         remedy: waiting.or_else(|| verdict.remedy.map(Cow::into_owned)),
         since_unix_seconds: unix_seconds(state.since),
         rtt_us: link.map_or(0, |link| micros(link.rtt())),
-        base_rtt_us: micros(estimate.base_rtt),
+        base_rtt_us: link.map_or(0, |link| micros(base_rtt(link))),
         queue_us: micros(estimate.queue_delay),
         path_bits_per_second: estimate.rate_bytes_per_second.saturating_mul(8),
         goodput_out_bits_per_second: measured.sent_per_second.saturating_mul(8),
@@ -242,6 +242,19 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         key_exchange_is_hybrid: groups.map(|groups| groups.iter().all(|one| tls::is_hybrid(*one))),
         cipher_suite: link.map(|_| tls::CIPHER_SUITE.to_owned()),
     }
+}
+
+/// A link's round trip without a queue: both of its connections go the same way, and the one that is idle knows it less
+/// well. It is no longer than the round trip there is.
+fn base_rtt(link: &Link) -> Duration {
+    let known = link.legs().map(|standing| standing.base_rtt);
+    least_known(known, link.rtt())
+}
+
+/// The least of the times that are known, and no more than this; zero while none is known.
+fn least_known(times: [Duration; 2], most: Duration) -> Duration {
+    let known = times.into_iter().filter(|time| !time.is_zero());
+    known.min().map_or(Duration::ZERO, |least| least.min(most))
 }
 
 /// What both connections of a link negotiated: one name, unless they differ.
@@ -294,11 +307,31 @@ fn cap_change(peer: &Peer) -> Option<u64> {
     next.map(Moment::unix_seconds)
 }
 
-fn micros(time: std::time::Duration) -> u64 {
+fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_trip_without_a_queue_is_no_longer_than_the_one_with_it() {
+        let least = |times: [u64; 2], most| {
+            let least = least_known(
+                times.map(Duration::from_micros),
+                Duration::from_micros(most),
+            );
+            least.as_micros()
+        };
+        assert_eq!(least([0, 0], 700), 0);
+        assert_eq!(least([0, 500], 700), 500);
+        assert_eq!(least([900, 500], 700), 500);
+        assert_eq!(least([900, 0], 700), 700);
+    }
 }

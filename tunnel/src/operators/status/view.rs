@@ -112,7 +112,7 @@ pub struct LinkView {
     pub since_unix_seconds: u64,
     /// Smoothed round trip of the urgent connection, in microseconds.
     pub rtt_us: u64,
-    /// Round trip without a queue, in microseconds.
+    /// Round trip without a queue, in microseconds: the lesser of both connections'; 0 while unknown.
     pub base_rtt_us: u64,
     /// Queue at the bottleneck in the last round trip, in microseconds.
     pub queue_us: u64,
