@@ -33,6 +33,7 @@ Changes take effect at once and last until the tunnel restarts or reloads its co
 
 const SERVICE_EXAMPLES: &str = "\
 Examples:
+  towpath tunnel service                        list the services of this host
   towpath tunnel service backup                 show the service
   towpath tunnel service backup --cap 20Mbit    change its cap
   towpath tunnel service backup --cap none      remove its cap
@@ -80,10 +81,11 @@ pub(crate) struct Options {
 #[derive(Debug, Args)]
 #[command(after_help = SERVICE_EXAMPLES)]
 pub(crate) struct ServiceOptions {
-    /// Name of the service
-    name: Name,
+    /// Name of the service [default: list all of them]
+    #[arg(value_name = "NAME")]
+    name: Option<Name>,
     /// Cap on the rate the service sends to all peers together: 20Mbit, or none
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", requires = "name")]
     cap: Option<Limit>,
     #[command(flatten)]
     socket: TunnelSocket,
@@ -253,26 +255,75 @@ pub(crate) fn run_service(options: &ServiceOptions) -> Result<(), Failure> {
 }
 
 async fn service(options: &ServiceOptions) -> Result<(), Failure> {
-    let client = options.socket.client();
-    let path = format!("/v1/services/{}", options.name);
+    let (client, format) = (options.socket.client(), options.output.format);
+    let Some(name) = &options.name else {
+        let status: StatusView = client.get("/status").await?;
+        let services = Services {
+            services: status.services,
+        };
+        return show::show(format, "services", &services, || {
+            service_table(&services.services)
+        });
+    };
+    let path = format!("/v1/services/{name}");
     let view: ServiceView = match options.cap {
         Some(Limit(cap)) => client.post(&path, &ServiceCap { cap }).await?,
         None => client.get(&path).await?,
     };
-    show::show(options.output.format, "service", &view, || {
-        let cap = view.cap_bits_per_second;
+    show::show(format, "service", &view, || {
         fields(&[
             ("service", Some(escape(&view.name))),
             ("reached at", Some(escape(&view.socket))),
             ("allowed", Some(escape(&view.allow.join(", ")))),
+            ("streams", Some(view.streams.to_string())),
             ("sent", Some(bytes(view.sent_bytes))),
             ("received", Some(bytes(view.received_bytes))),
-            (
-                "cap",
-                Some(cap.map_or_else(|| "none".to_owned(), |cap| bits_per_second(cap / 8))),
-            ),
+            ("cap", Some(cap_of(&view))),
         ])
     })
+}
+
+/// The document `towpath.v1.services`.
+#[derive(Debug, Serialize)]
+struct Services {
+    /// By name.
+    services: Vec<ServiceView>,
+}
+
+fn cap_of(view: &ServiceView) -> String {
+    let cap = view.cap_bits_per_second;
+    cap.map_or_else(|| "none".to_owned(), |cap| bits_per_second(cap / 8))
+}
+
+fn service_table(services: &[ServiceView]) -> String {
+    let mut table = Table::new([
+        "SERVICE",
+        "REACHED AT",
+        ">STREAMS",
+        ">SENT",
+        ">RECEIVED",
+        ">CAP",
+        "ALLOWED",
+    ])
+    .least(["CAP", "RECEIVED", "SENT", "STREAMS"]);
+    for view in services {
+        let allowed = match view.allow.as_slice() {
+            [] => "nobody".to_owned(),
+            sites => escape(&sites.join(", ")),
+        };
+        table.row([
+            escape(&view.name),
+            escape(&view.socket),
+            view.streams.to_string(),
+            bytes(view.sent_bytes),
+            bytes(view.received_bytes),
+            cap_of(view),
+            allowed,
+        ]);
+    }
+    table.render(
+        "no services: [[services]] in the tunnel's configuration names what peers may reach",
+    )
 }
 
 #[cfg(test)]

@@ -49,7 +49,8 @@ pub(crate) enum Command {
     Probe(probe::Options),
     /// Show or change the cap on what is sent to a peer, and the shares of classes.
     Shape(shape::Options),
-    /// Show a service that peers may reach, or change its cap.
+    /// List the services that peers may reach, show one, or change its cap.
+    #[command(visible_alias = "services")]
     Service(shape::ServiceOptions),
 }
 

@@ -404,3 +404,22 @@ fn a_script_learns_from_the_status_whether_links_and_channels_are_well() {
     assert!(waits && !down.stdout.contains("channel till"), "{down:?}");
     assert_eq!(edge.run(&["status"]).status, 0);
 }
+
+#[test]
+fn services_are_listed_with_who_may_reach_them() {
+    let pair = Pair::start();
+    let table = pair.region.table(&["tunnel", "service"]);
+    let lines: Vec<_> = table.lines().collect();
+    assert!(lines[0].starts_with("SERVICE"), "{table}");
+    let bench = lines.iter().find(|line| line.starts_with("bench"));
+    let bench = bench.unwrap_or_else(|| panic!("{table}"));
+    assert!(bench.contains("builtin:bench") && bench.ends_with("edge"));
+    let document = pair.region.document(&["tunnel", "services"], "services");
+    let till = &document["services"][1];
+    assert_eq!(
+        (&till["name"], &till["streams"]),
+        (&"till".into(), &0.into())
+    );
+    let empty = pair.edge.table(&["tunnel", "service"]);
+    assert!(empty.contains("[[services]]"), "{empty}");
+}

@@ -31,7 +31,7 @@ pub use view::*;
 pub(crate) fn status(core: &Core) -> StatusView {
     let host = core.trust.host();
     let services = core.services.iter();
-    let services = services.map(|(name, service)| service_view(name, service));
+    let services = services.map(|(name, service)| service_view(core, name, service));
     let channels = channels(core);
     StatusView {
         schema: SCHEMA.to_owned(),
@@ -80,11 +80,13 @@ fn refused_view(refused: Refused) -> RefusedView {
 }
 
 /// A service now.
-pub(crate) fn service_view(name: &Name, service: &Service) -> ServiceView {
+pub(crate) fn service_view(core: &Core, name: &Name, service: &Service) -> ServiceView {
+    let peers = core.peers.values();
     ServiceView {
         name: name.to_string(),
         socket: service.reach.to_string(),
         allow: service.allow.iter().map(ToString::to_string).collect(),
+        streams: peers.map(|peer| peer.streams.count_to(name)).sum(),
         sent_bytes: service.meter.sent.load(Ordering::Relaxed),
         received_bytes: service.meter.received.load(Ordering::Relaxed),
         cap_bits_per_second: service.meter.quota.cap().map(Rate::bits_per_second),

@@ -395,6 +395,13 @@ impl Streams {
         self.inner().live.len() as u64
     }
 
+    /// Number of live streams to a service that the peer began.
+    pub(crate) fn count_to(&self, service: &Name) -> u64 {
+        let inner = self.inner();
+        let theirs = inner.live.values().filter(|stream| !stream.is_ours);
+        theirs.filter(|stream| stream.service == *service).count() as u64
+    }
+
     /// Cuts all streams.
     pub(crate) fn cut_all(&self, fault: &Fault) {
         self.cut_where(fault, |_| true);

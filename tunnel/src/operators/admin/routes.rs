@@ -193,7 +193,7 @@ pub(super) async fn service(
 ) -> Result<Json<ServiceView>, Problem> {
     let name = name.parse()?;
     let service = core.service(&name)?;
-    Ok(Json(crate::status::service_view(&name, service)))
+    Ok(Json(crate::status::service_view(&core, &name, service)))
 }
 
 /// Change the cap of a service until the next start or reload.
@@ -213,7 +213,7 @@ pub(super) async fn cap_service(
     let service = core.service(&name)?;
     service.meter.quota.set(wanted.cap);
     tracing::info!(service = %name, cap = %cap_text(wanted.cap), "cap changed by hand");
-    Ok(Json(crate::status::service_view(&name, service)))
+    Ok(Json(crate::status::service_view(&core, &name, service)))
 }
 
 /// Measure the way to a peer now; the answer comes when that is done.

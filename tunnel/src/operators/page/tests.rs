@@ -75,6 +75,7 @@ fn status(links: Vec<LinkView>) -> StatusView {
             name: "migrator".to_owned(),
             socket: "/run/towpath/migrator.sock".to_owned(),
             allow: vec!["region".to_owned()],
+            streams: 0,
             sent_bytes: 1,
             received_bytes: 2,
             cap_bits_per_second: None,

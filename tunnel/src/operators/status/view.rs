@@ -212,6 +212,9 @@ pub struct ServiceView {
     pub socket: String,
     /// Sites that may reach it.
     pub allow: Vec<String>,
+    /// Streams that peers have open to it now.
+    #[serde(default)]
+    pub streams: u64,
     /// Bytes it sent to peers.
     pub sent_bytes: u64,
     /// Bytes it got from peers.
