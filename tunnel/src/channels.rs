@@ -6,12 +6,14 @@
 //! | `configured` | what the configuration says of them, and those that cannot listen yet |
 //! | `listener` | where programs reach them |
 //! | `serving` | their connections |
+//! | `trial` | whether programs would reach their services |
 
 mod book;
 mod configured;
 pub(crate) mod figures;
 mod listener;
 mod serving;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

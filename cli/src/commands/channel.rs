@@ -1,5 +1,7 @@
 //! `towpath channel`: open, list, show and close channels.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use towpath_daemon::units::Span;
@@ -8,7 +10,7 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;
-use towpath_tunnel::status::{ChannelList, ChannelOrigin, ChannelState, ChannelView};
+use towpath_tunnel::status::{ChannelList, ChannelOrigin, ChannelState, ChannelView, TrialView};
 
 use crate::args::{Limit, OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};
@@ -40,6 +42,14 @@ Examples:
   towpath channel show till                         where it leads, bytes, rates, errors
   towpath channel show till -o json                 the same for programs";
 
+const TEST_EXAMPLES: &str = "\
+Examples:
+  towpath channel test till                         whether its service is reached, and how soon
+  towpath channel test till -o json
+
+A service sees a connection that begins and ends. One of datagrams sees nothing: a trial shows that the peer lets this
+site reach it, and not that it answers.";
+
 const CAP_EXAMPLES: &str = "\
 Examples:
   towpath channel cap till 10Mbit
@@ -54,6 +64,9 @@ const RESET_EXAMPLES: &str = "\
 Example:
   towpath channel reset till                        as the configuration says again";
 
+/// How long a trial may take: a wait for a free stream, and one for the peer's answer.
+const TEST_WAIT: Duration = Duration::from_secs(30);
+
 /// What is to be done with channels.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -66,6 +79,9 @@ pub(crate) enum Command {
     /// Open a channel, or lead it elsewhere.
     #[command(after_help = OPEN_EXAMPLES)]
     Open(OpenOptions),
+    /// Try whether a channel's service is reached.
+    #[command(after_help = TEST_EXAMPLES)]
+    Test(OneOptions),
     /// Change the cap of a channel.
     #[command(after_help = CAP_EXAMPLES)]
     Cap(CapOptions),
@@ -174,6 +190,7 @@ impl Command {
             Self::Ls(options) => options.output.format,
             Self::Show(options) => options.output.format,
             Self::Open(options) => options.output.format,
+            Self::Test(options) => options.output.format,
             Self::Cap(options) => options.output.format,
             Self::Close(options) => options.output.format,
             Self::Reset(options) => options.output.format,
@@ -188,6 +205,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
             Command::Ls(options) => list(&options).await,
             Command::Show(options) => show(&options).await,
             Command::Open(options) => open(options).await,
+            Command::Test(options) => test(&options).await,
             Command::Cap(options) => cap(&options).await,
             Command::Close(options) => close(&options).await,
             Command::Reset(options) => reset(&options).await,
@@ -285,6 +303,26 @@ fn note_override(view: &ChannelView) {
              channel reset {name}` goes back to that"
         ));
     }
+}
+
+async fn test(options: &OneOptions) -> Result<(), Failure> {
+    let path = format!("{}/test", path_of(&options.name));
+    let client = options.socket.client().timeout(TEST_WAIT);
+    let view: TrialView = client.post(&path, &serde_json::json!({})).await?;
+    let (service, peer) = (escape(&view.service), escape(&view.peer));
+    if let Some(problem) = view.problem.clone() {
+        let message = format!("service {service} at {peer} is not reached");
+        return Err(problem.message(message).into());
+    }
+    show::show(options.output.format, "channel-test", &view, || {
+        let took = micros(view.took_us);
+        match view.is_datagrams {
+            false => format!("{service} at {peer} is reached, in {took}\n"),
+            true => format!(
+                "{peer} lets this site reach {service}, in {took}; whether it answers a trial does not show\n"
+            ),
+        }
+    })
 }
 
 /// Makes the next generation of a channel, which differs in its cap alone.
@@ -398,9 +436,12 @@ fn what_it_is(view: &ChannelView) -> Vec<Field> {
     ]
 }
 
+fn micros(us: u64) -> String {
+    format!("{}.{} ms", us / 1000, us % 1000 / 100)
+}
+
 /// How a channel is, and what it has carried.
 fn how_it_is(view: &ChannelView) -> Vec<Field> {
-    let micros = |us: u64| format!("{}.{} ms", us / 1000, us % 1000 / 100);
     let rate = |bits: u64| bits_per_second(bits / 8);
     let carried = |count, bits| Some(format!("{}, {}", bytes(count), rate(bits)));
     let state = format!("{}: {}", view.state.as_str(), escape(&view.reason));

@@ -423,3 +423,39 @@ fn services_are_listed_with_who_may_reach_them() {
     let empty = pair.edge.table(&["tunnel", "service"]);
     assert!(empty.contains("[[services]]"), "{empty}");
 }
+
+#[test]
+fn a_channel_is_tried_without_a_program() {
+    let pair = Pair::start();
+    pair.edge.document(&OPEN, "channel");
+    let test = ["channel", "test", "till"];
+    let reached = pair.edge.table(&test);
+    assert!(
+        reached.starts_with("till at region is reached, in "),
+        "{reached}"
+    );
+    let view = pair.edge.document(&test, "channel-test");
+    assert_eq!(view["is_reached"], true, "{view}");
+    let none = [
+        "channel",
+        "open",
+        "none",
+        "--listen=tcp:127.0.0.1:0",
+        "--peer=region",
+    ];
+    pair.edge
+        .document(&line(&none, &["--service=none"]), "channel");
+    let denied = ["channel", "test", "none"];
+    pair.edge
+        .refuses(&denied, (1, "E_DENIED"), "no service none");
+    let view = pair.edge.document(&["channel", "show", "none"], "channel");
+    assert_eq!(view["state"], "failing", "{view}");
+    std::fs::remove_file(pair.folder.path().join("echo.sock")).unwrap();
+    pair.edge
+        .refuses(&test, (75, "E_UNREACHABLE"), "service till at region");
+    pair.edge.refuses(
+        &["channel", "test", "nothing"],
+        (1, "E_NOT_FOUND"),
+        "nothing",
+    );
+}

@@ -29,6 +29,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
             get(routes::channel).delete(routes::close_channel),
         )
         .route("/v1/channels/{name}/reset", post(routes::reset_channel))
+        .route("/v1/channels/{name}/test", post(routes::try_channel))
         .route("/v1/forecast", get(routes::forecast))
         .route(
             "/v1/shaping/{peer}",
@@ -63,6 +64,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         routes::open_channel,
         routes::close_channel,
         routes::reset_channel,
+        routes::try_channel,
         routes::shaping,
         routes::shape,
         routes::service,

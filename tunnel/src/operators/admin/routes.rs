@@ -19,7 +19,7 @@ use crate::core::Core;
 use crate::outlook::{self, ForecastDocument};
 use crate::probe::{self, ProbeRequest, ProbeView};
 use crate::shares::{ServiceCap, Shaping, cap_text};
-use crate::status::{ChannelList, ChannelView, ServiceView, StatusView};
+use crate::status::{ChannelList, ChannelView, ServiceView, StatusView, TrialView};
 use crate::timetable;
 
 /// Prometheus's text form, version 0.0.4.
@@ -139,6 +139,21 @@ pub(super) async fn reset_channel(
     to_its_end(async move { changed.channels.reset(&changed, &called).await }).await?;
     let channel = core.channels.channel(&name)?;
     Ok(Json(crate::status::channel_view(&core, &channel)))
+}
+
+/// Open a stream to a channel's service as for a program, and end it again.
+#[utoipa::path(
+    post,
+    path = "/v1/channels/{name}/test",
+    params(("name" = String, Path, description = "The channel's name")),
+    responses((status = 200, body = TrialView), (status = "default", body = Problem))
+)]
+pub(super) async fn try_channel(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+) -> Result<Json<TrialView>, Problem> {
+    let name: Name = name.parse()?;
+    Ok(Json(core.channels.try_out(&core, &name).await?))
 }
 
 /// The caps and shares of what is sent to a peer.

@@ -1,6 +1,7 @@
 //! The documents that operators read of a tunnel. Units stand at the end of each name.
 
 use serde::{Deserialize, Serialize};
+use towpath_daemon::problem::Problem;
 use utoipa::ToSchema;
 
 use crate::outlook::ForecastView;
@@ -339,6 +340,25 @@ pub struct ChannelView {
     pub cap_bits_per_second: Option<u64>,
     /// Datagrams that were to be sent and were too many.
     pub datagrams_dropped: u64,
+}
+
+/// What a trial of a channel has shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TrialView {
+    /// The channel.
+    pub channel: String,
+    /// The site where the service is.
+    pub peer: String,
+    /// The service.
+    pub service: String,
+    /// Whether it takes datagrams: then a trial shows that the peer lets this site reach it, and not that it answers.
+    pub is_datagrams: bool,
+    /// Whether the peer has connected a stream to it.
+    pub is_reached: bool,
+    /// How long that took, or until it had failed, in microseconds.
+    pub took_us: u64,
+    /// Why it was not reached.
+    pub problem: Option<Problem>,
 }
 
 /// All channels, as the API lists them.

@@ -1,0 +1,64 @@
+//! A trial of a channel: a stream to its service that carries nothing, and shows whether programs would reach it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+use towpath_protocol::channel::Open;
+use towpath_protocol::fault::Fault;
+use towpath_protocol::identity::Name;
+
+use super::Channels;
+use crate::core::Core;
+use crate::local::{self, Kind};
+use crate::status::TrialView;
+
+/// How long the end of a trial's stream may take to be heard: a service that does not end its side is cut off then.
+const END_WAIT: Duration = Duration::from_secs(1);
+
+impl Channels {
+    /// Opens a stream to a channel's service as for a program, and ends it again.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` if there is no such channel.
+    pub(crate) async fn try_out(&self, core: &Arc<Core>, name: &Name) -> Result<TrialView, Fault> {
+        let channel = self.channel(name)?;
+        let spec = channel.spec();
+        let open = Open {
+            peer: spec.peer.clone(),
+            service: spec.service.clone(),
+            class: spec.class,
+        };
+        let kind = Kind {
+            is_datagrams: spec.listen.is_datagrams(),
+            channel: Some(spec.name.clone()),
+            meter: Arc::default(),
+        };
+        let began = Instant::now();
+        let begun = local::begin(core, &open, kind).await;
+        let took = began.elapsed();
+        // That there is no link is the link's to tell.
+        if begun.is_ok() || core.peer(&spec.peer)?.link().is_ok() {
+            channel.figures.note_opening(begun.as_ref().err());
+        }
+        let problem = match begun {
+            Ok(begun) => {
+                let nothing = (tokio::io::empty(), tokio::io::sink());
+                // How the service takes a connection without a word is its own business.
+                let _ = timeout(END_WAIT, begun.live(core, nothing)).await;
+                None
+            }
+            Err(fault) => Some(fault.into()),
+        };
+        Ok(TrialView {
+            channel: spec.name.to_string(),
+            peer: spec.peer.to_string(),
+            service: spec.service.to_string(),
+            is_datagrams: spec.listen.is_datagrams(),
+            is_reached: problem.is_none(),
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            problem,
+        })
+    }
+}
