@@ -105,6 +105,8 @@ struct Outcome {
     bytes: u64,
     time_ms: u64,
     goodput_bytes_per_second: u64,
+    /// The same in bits, as the other documents have it.
+    goodput_bits_per_second: u64,
     /// The cap that holds for the load, in bytes per second on the wire: the lowest of this side's on what it sends,
     /// or the peer's.
     cap_bytes_per_second: Option<u64>,
@@ -114,6 +116,8 @@ struct Outcome {
     loaded_ping: Pings,
     /// Share of the packets that were lost of those that the sending side sent.
     loss_ratio: Option<f64>,
+    /// The same per million, as the other documents have it.
+    lost_per_million: Option<u64>,
     cpu_seconds_per_gib: Cost,
 }
 
@@ -236,12 +240,13 @@ impl Outcome {
         let (near_before, near_after) = &ends.near;
         let near = near_after.cpu.zip(near_before.cpu);
         let near = near.map(|(after, before)| after - before);
-        let loss_ratio = if options.reverse {
-            loss_between(Packets::of(far_before), Packets::of(far_after))
+        let lost = if options.reverse {
+            lost_between(Packets::of(far_before), Packets::of(far_after))
         } else {
             let both = near_before.packets.zip(near_after.packets);
-            both.and_then(|(before, after)| loss_between(before, after))
+            both.and_then(|(before, after)| lost_between(before, after))
         };
+        let goodput = per_second(load.bytes, load.time);
         Self {
             peer: options.peer.clone(),
             class: options.class.as_str(),
@@ -249,12 +254,14 @@ impl Outcome {
             parallel: options.parallel,
             bytes: load.bytes,
             time_ms: millis(load.time),
-            goodput_bytes_per_second: per_second(load.bytes, load.time),
+            goodput_bytes_per_second: goodput,
+            goodput_bits_per_second: goodput.saturating_mul(8),
             cap_bytes_per_second: cap.map(|cap| cap.bytes_per_second),
             cap_of: cap.map(|cap| cap.of),
             idle_ping: Pings::of(idle),
             loaded_ping: Pings::of(load.pings),
-            loss_ratio,
+            loss_ratio: lost.map(|(lost, sent)| lost as f64 / sent as f64),
+            lost_per_million: lost.map(|(lost, sent)| per_million(lost, sent)),
             cpu_seconds_per_gib: Cost {
                 near: near.and_then(cost),
                 far: cost(far.as_secs_f64()),
@@ -279,11 +286,16 @@ impl Packets {
     }
 }
 
-/// The share of packets lost of those that were sent meanwhile; none if the tunnel was started again.
-fn loss_between(before: Packets, after: Packets) -> Option<f64> {
+/// Packets lost of those that were sent meanwhile; none if nothing was, or the tunnel was started again.
+fn lost_between(before: Packets, after: Packets) -> Option<(u64, u64)> {
     let lost = after.lost.checked_sub(before.lost)?;
     let sent = after.sent.checked_sub(before.sent)?;
-    (sent > 0).then(|| lost as f64 / sent as f64)
+    (sent > 0).then_some((lost, sent))
+}
+
+fn per_million(part: u64, whole: u64) -> u64 {
+    let millionths = u128::from(part) * 1_000_000 / u128::from(whole.max(1));
+    u64::try_from(millionths).unwrap_or(u64::MAX)
 }
 
 /// What the load did.
@@ -649,9 +661,9 @@ mod tests {
     #[test]
     fn losses_are_those_of_the_time_between_and_of_the_side_that_sends() {
         let at = |sent, lost| Packets { sent, lost };
-        assert_eq!(loss_between(at(100, 50), at(300, 60)), Some(0.05));
-        assert_eq!(loss_between(at(100, 50), at(100, 50)), None, "nothing sent");
-        assert_eq!(loss_between(at(100, 50), at(30, 0)), None, "started again");
+        assert_eq!(lost_between(at(100, 50), at(300, 60)), Some((10, 200)));
+        assert_eq!(lost_between(at(100, 50), at(100, 50)), None, "nothing sent");
+        assert_eq!(lost_between(at(100, 50), at(30, 0)), None, "started again");
         // The last second was far worse than the run.
         let near = |(sent, lost): (u64, u64)| {
             let text = format!(
@@ -668,7 +680,7 @@ mod tests {
             lost_packets,
             ..Usage::default()
         };
-        for (reverse, loss_ratio) in [(false, 0.02), (true, 0.25)] {
+        for (reverse, loss_ratio, millionths) in [(false, 0.02, 20_000), (true, 0.25, 250_000)] {
             let words = ["bench", "region", "--reverse"];
             let words = &words[..2 + usize::from(reverse)];
             let options = Line::try_parse_from(words).unwrap().options;
@@ -683,6 +695,7 @@ mod tests {
             };
             let outcome = Outcome::of(&options, None, Vec::new(), load, &ends);
             assert_eq!(outcome.loss_ratio, Some(loss_ratio), "{reverse}");
+            assert_eq!(outcome.lost_per_million, Some(millionths), "{reverse}");
         }
     }
 

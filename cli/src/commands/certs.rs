@@ -144,6 +144,8 @@ struct Issued<'a> {
     key: &'a Path,
     ca: &'a Path,
     crl: Option<&'a Path>,
+    /// The files that the host has to get, if it has had the others before.
+    carry: Option<&'a [&'static str]>,
 }
 
 /// Does what was asked for.
@@ -265,7 +267,11 @@ fn overlap_of(folder: Option<&Path>) -> Result<Option<Overlap>, Failure> {
 }
 
 /// Writes what a host was given.
-fn show_issued(format: Format, files: &IdentityFiles, carry: Option<&str>) -> Result<(), Failure> {
+fn show_issued(
+    format: Format,
+    files: &IdentityFiles,
+    carry: Option<&[&'static str]>,
+) -> Result<(), Failure> {
     let view = read_certificate(&files.cert)?;
     let issued = Issued {
         identity: view.uri.clone().unwrap_or_default(),
@@ -275,7 +281,12 @@ fn show_issued(format: Format, files: &IdentityFiles, carry: Option<&str>) -> Re
         key: &files.key,
         ca: &files.ca,
         crl: files.crl.as_deref(),
+        carry,
     };
+    let to_be_carried = carry.map(|changed| {
+        let changed = changed.join(", ");
+        format!("{changed} to the host; the rest is as it was")
+    });
     show::show(format, "issued", &issued, || {
         let path = |path: &Path| Some(escape(&path.display().to_string()));
         fields(&[
@@ -286,7 +297,7 @@ fn show_issued(format: Format, files: &IdentityFiles, carry: Option<&str>) -> Re
             ("revocations", files.crl.as_deref().and_then(path)),
             ("serial", Some(escape(&issued.serial))),
             ("good until", Some(escape(&issued.not_after))),
-            ("to be carried", carry.map(str::to_owned)),
+            ("to be carried", to_be_carried),
         ])
     })
 }

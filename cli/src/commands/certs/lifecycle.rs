@@ -167,7 +167,16 @@ struct SignedList<'a> {
 /// Every certificate of an authority.
 #[derive(Debug, Serialize)]
 struct Certificates {
-    certificates: Vec<IssuedView>,
+    certificates: Vec<Listed>,
+}
+
+/// A certificate of a list.
+#[derive(Debug, Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    view: IssuedView,
+    /// Whether a younger one has taken its place.
+    is_superseded: bool,
 }
 
 pub(super) fn renew(options: &RenewOptions) -> Result<(), Failure> {
@@ -182,9 +191,11 @@ pub(super) fn renew(options: &RenewOptions) -> Result<(), Failure> {
     let renewed = authority.renew(&options.dir, key, validity, overlap.as_ref());
     let renewed =
         renewed.map_err(|fault| Failure::from(fault).remedy_of(Code::State, ISSUE_ANEW))?;
-    let changed = renewed.changed.join(", ");
-    let carry = format!("{changed} to the host; the rest is as it was");
-    show_issued(options.output.format, &renewed.files, Some(&carry))
+    show_issued(
+        options.output.format,
+        &renewed.files,
+        Some(&renewed.changed),
+    )
 }
 
 pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
@@ -243,15 +254,21 @@ pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
 }
 
 pub(super) fn ls(options: &LsOptions) -> Result<(), Failure> {
-    let certificates = Authority::open(&options.authority)?.issued(SystemTime::now())?;
-    let all = Certificates { certificates };
+    let issued = Authority::open(&options.authority)?.issued(SystemTime::now())?;
+    let listed = issued.iter().enumerate().map(|(place, one)| Listed {
+        view: one.clone(),
+        is_superseded: is_superseded(one, &issued[place + 1..]),
+    });
+    let all = Certificates {
+        certificates: listed.collect(),
+    };
     show::show(options.output.format, "certificates", &all, || {
         let mut table = Table::new(["SITE", "HOST", "STATE", "UNTIL", "SERIAL", "REVOKED FOR"]);
-        let serials = all.certificates.iter().map(|one| one.serial.as_str());
-        let digits = telling_digits(serials);
-        for (place, one) in all.certificates.iter().enumerate() {
+        let digits = telling_digits(issued.iter().map(|one| one.serial.as_str()));
+        for listed in &all.certificates {
+            let one = &listed.view;
             let mut state = one.state.as_str().to_owned();
-            if is_superseded(one, &all.certificates[place + 1..]) {
+            if listed.is_superseded {
                 state.push_str(", superseded");
             }
             table.row([
