@@ -133,10 +133,7 @@ impl Listener {
                 self.count(&error);
                 let refusal = distrust::refusal(&error, || self.core.rejections.last(None));
                 if let Some(untold) = self.lines.next() {
-                    let why = refusal.as_ref().map_or_else(
-                        || error.to_string(),
-                        |refusal| format!("{}: {}", refusal.reason.as_str(), refusal.detail),
-                    );
+                    let why = distrust::words(&error, refusal.as_ref());
                     tracing::warn!(target: "audit", %source, error = why, untold, "handshake refused");
                 }
                 let told = || {

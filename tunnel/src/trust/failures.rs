@@ -112,6 +112,16 @@ pub(crate) fn refusal(
     }))
 }
 
+/// How the log tells a handshake that failed here, over a certificate that was refused or otherwise: a peer sends the
+/// words of its library along, which are no operator's.
+pub(crate) fn words(error: &ConnectionError, refusal: Option<&Refusal>) -> String {
+    match (refusal, of(error, None)) {
+        (Some(refusal), _) => format!("{}: {}", refusal.reason.as_str(), refusal.detail),
+        (None, Some(unreached)) => unreached.fault.detail,
+        (None, None) => error.to_string(),
+    }
+}
+
 /// Whether a certificate that was refused for a reason ends a handshake with the alert that tells another.
 fn is_of(reason: Rejection, told: Rejection) -> bool {
     reason == told || (reason == Rejection::NotYetValid && told == Rejection::Expired)
@@ -364,6 +374,11 @@ mod tests {
         for other in [ConnectionError::TimedOut, ours(80), theirs(10)] {
             assert_eq!(of(&other, None), None, "{other}");
         }
+        let refused_there = words(&theirs(46), None);
+        assert!(
+            refused_there.starts_with("the peer refuses"),
+            "{refused_there}"
+        );
     }
 
     #[test]
