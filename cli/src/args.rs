@@ -210,6 +210,13 @@ pub(crate) fn class(text: &str) -> Result<Class, Fault> {
     })
 }
 
+/// Whether a command is there for our own programs alone.
+pub(crate) fn is_hidden(command: &str) -> bool {
+    let all = Arguments::command();
+    let found = all.find_subcommand(command);
+    found.is_some_and(clap::Command::is_hide_set)
+}
+
 /// The full name of the subcommand that `words` select, such as `towpath guest start`. Stops at
 /// the first word that is no subcommand.
 fn command_of(words: impl IntoIterator<Item = OsString>) -> String {

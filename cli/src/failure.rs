@@ -9,6 +9,7 @@ use serde::Serialize;
 use towpath_daemon::problem::Problem;
 use towpath_protocol::fault::{Blame, Code, Fault};
 
+use crate::args::is_hidden;
 use crate::show::{Format, escape, schema};
 
 /// The exit statuses; scripts rely on them.
@@ -216,22 +217,12 @@ pub(crate) fn report_usage(error: &clap::Error, command: &str, format: Format) {
         // If a subcommand is missing, clap renders the help.
         (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, Format::Table) => rendered,
         (_, Format::Json) => as_json(&usage_problem(&rendered, command)) + "\n",
-        // The cause already names the missing arguments.
-        (ErrorKind::MissingRequiredArgument, Format::Table) => {
-            as_text(&usage_problem(&rendered, command), is_coloured())
-        }
-        (_, Format::Table) => {
-            let usage = paragraphs(&rendered).find(|part| part.starts_with(USAGE));
-            let usage = usage.map_or_else(String::new, |usage| format!("\n{usage}\n"));
-            as_text(&usage_problem(&rendered, command), is_coloured()) + &usage
-        }
+        // What clap shows of the usage names only the words that were there: the command's help has all of it.
+        (_, Format::Table) => as_text(&usage_problem(&rendered, command), is_coloured()),
     };
     // If stderr is closed, there is nowhere left to report that.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
-
-/// Start of the paragraph in which clap shows the usage of a command.
-const USAGE: &str = "Usage: ";
 
 fn paragraphs(rendered: &str) -> impl Iterator<Item = &str> {
     rendered.split("\n\n").map(str::trim)
@@ -247,8 +238,15 @@ fn usage_problem(rendered: &str, command: &str) -> Problem {
     let hints = rendered
         .lines()
         .filter_map(|line| line.trim().strip_prefix("tip: "));
-    let remedy: Vec<_> = hints.map(one_line).chain([help]).collect();
+    let hints = hints.filter(|hint| is_helpful(hint)).map(one_line);
+    let remedy: Vec<_> = hints.chain([help]).collect();
     Problem::new(Code::Usage, without_inner_code(&cause)).remedy(remedy.join("; "))
+}
+
+/// Whether a hint of clap's leads on: few mean an unknown option as a value, and a hidden command is no operator's.
+fn is_helpful(hint: &str) -> bool {
+    let named = hint.split('\'').nth(1);
+    !hint.starts_with("to pass '") && !named.is_some_and(is_hidden)
 }
 
 /// The output format for a command line that could not be parsed: the value of its `-o` or
@@ -421,6 +419,17 @@ mod tests {
                  Usage: towpath guest start [OPTIONS] <NAME>\n\nFor more information, try '--help'.\n",
                 "unexpected argument '--mode' found",
                 "a similar argument exists: '--model'; see `towpath guest start --help`",
+            ),
+            (
+                "error: unexpected argument '--duration' found\n\n  tip: to pass '--duration' as a value, use \
+                 '-- --duration'\n\nUsage: towpath guest start <NAME>\n",
+                "unexpected argument '--duration' found",
+                "see `towpath guest start --help`",
+            ),
+            (
+                "error: unrecognized subcommand 'reload'\n\n  tip: a similar subcommand exists: 'relay'\n",
+                "unrecognized subcommand 'reload'",
+                "see `towpath guest start --help`",
             ),
             (
                 "error: the following required arguments were not provided:\n  --peer <SITE>\n  <NAME>\n\n\
