@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Command, CommandFactory};
+use clap::{Arg, Args, Command, CommandFactory};
 use clap_mangen::Man;
 use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
@@ -106,7 +106,7 @@ fn page(command: &Command, parent: Option<&str>) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
+    page.extend(synopsis(command).as_bytes());
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
     if command.get_subcommands().any(|one| !one.is_hide_set()) {
@@ -121,6 +121,52 @@ fn page(command: &Command, parent: Option<&str>) -> io::Result<Vec<u8>> {
         page.extend(see_also(parent).as_bytes());
     }
     Ok(page)
+}
+
+/// A command's words, with the values of its options; what may be left out stands in brackets.
+fn synopsis(command: &Command) -> String {
+    let bold = |text: &str| format!("\\fB{}\\fR", escaped(text));
+    let mut words = vec![bold(
+        command.get_bin_name().unwrap_or_else(|| name(command)),
+    )];
+    let is_shown =
+        |one: &&Arg| !one.is_hide_set() && !["help", "version"].contains(&one.get_id().as_str());
+    let (positionals, options): (Vec<_>, Vec<_>) = command
+        .get_arguments()
+        .filter(is_shown)
+        .partition(|one| one.is_positional());
+    let bracketed = |one: &Arg, text: String| match one.is_required_set() {
+        true => text,
+        false => format!("[{text}]"),
+    };
+    for option in options {
+        let name = match (option.get_long(), option.get_short()) {
+            (Some(long), _) => format!("--{long}"),
+            (None, Some(short)) => format!("-{short}"),
+            (None, None) => continue,
+        };
+        let value = option.get_action().takes_values().then(|| values(option));
+        let text = value.map_or_else(|| bold(&name), |value| format!("{} {value}", bold(&name)));
+        words.push(bracketed(option, text));
+    }
+    words.extend(
+        positionals
+            .into_iter()
+            .map(|one| bracketed(one, values(one))),
+    );
+    if command.get_subcommands().any(|one| !one.is_hide_set()) {
+        words.push("\\fICOMMAND\\fR".to_owned());
+    }
+    format!(".SH SYNOPSIS\n{}\n", words.join(" "))
+}
+
+/// The values that an argument takes.
+fn values(argument: &Arg) -> String {
+    let names = argument.get_value_names().unwrap_or_default().iter();
+    let names: Vec<_> = names
+        .map(|name| format!("\\fI{}\\fR", escaped(name)))
+        .collect();
+    names.join(" ")
 }
 
 /// Converts the text below a command's help. Indented lines are commands and keep their layout.
@@ -285,6 +331,17 @@ mod tests {
             "{migrate}"
         );
         assert!(migrate.contains("\\fBTOWPATH_SOCKET\\fR\n"), "{migrate}");
+        let open = page("towpath-channel-open.1");
+        let synopsis = open.split(".SH SYNOPSIS\n").nth(1).unwrap();
+        let synopsis = synopsis.lines().next().unwrap();
+        for words in [
+            "\\fBtowpath channel open\\fR ",
+            " \\fB\\-\\-listen\\fR \\fIENDPOINT\\fR ",
+            " [\\fB\\-\\-expires\\fR \\fITIME\\fR] ",
+            " \\fINAME\\fR",
+        ] {
+            assert!(synopsis.contains(words), "{words}: {synopsis}");
+        }
         assert!(migrate.contains(".SH NOTES\nCtrl\\-C ends"), "{migrate}");
         assert!(page("towpath-guest-start.1").contains("\\fBtowpath\\-guest\\fR(1)"));
     }
