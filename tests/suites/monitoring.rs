@@ -368,6 +368,8 @@ fn the_dashboard_asks_each_panel_something() {
         let (title, targets) = (&panel["title"], &panel["targets"]);
         let targets = targets.as_array().expect("targets");
         assert!(!targets.is_empty(), "{title}");
+        let description = panel["description"].as_str().unwrap_or_default();
+        assert!(!description.is_empty(), "{title} has no description");
         for target in targets {
             let expr = target["expr"].as_str().expect("a query");
             assert!(!names(expr).is_empty(), "{title}: {expr}");
