@@ -18,7 +18,6 @@ pub(crate) mod failures;
 mod remembered;
 pub(crate) mod standing;
 
-
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
