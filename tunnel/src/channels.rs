@@ -29,11 +29,11 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
+use crate::channels::figures::Figures;
 use crate::core::Core;
-use crate::datagrams;
-use crate::figures::Figures;
-use crate::kept::{Aside, Folder};
-use crate::seats::Share;
+use crate::state_files::{Aside, Folder};
+use crate::streams::datagrams;
+use crate::streams::seats::Share;
 use book::register::TEXT_BYTES_MAX;
 use book::{Book, Change, Origin, closed_by_hand, not_found};
 use configured::Late;

@@ -20,10 +20,10 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use towpath_protocol::size::Size;
 
-use crate::built_in::SOCKET;
 use crate::channels::{CHANNEL_COUNT_MAX, ChannelSpec};
-use crate::probe::{BYTES_MAX, BYTES_MIN};
-use crate::shares::{Shaping, Shares};
+use crate::measuring::bench_service::SOCKET;
+use crate::measuring::probe::{BYTES_MAX, BYTES_MIN};
+use crate::shaping::shares::{Shaping, Shares};
 
 /// Most peers of one tunnel; each costs two connections and their windows.
 pub const PEER_COUNT_MAX: usize = 256;

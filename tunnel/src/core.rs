@@ -13,18 +13,18 @@ use towpath_protocol::identity::Name;
 
 use crate::channels::Channels;
 use crate::config::{Config, Limits};
-use crate::distrust::LastRefused;
-use crate::kept::Folder;
-use crate::legs::Legs;
-use crate::network::Network;
-use crate::outlook::Outlook;
-use crate::peer::Peer;
-use crate::pool::Pool;
-use crate::refusals::Dropped;
+use crate::links::network::Network;
+use crate::links::peer::Peer;
+use crate::measuring::outlook::Outlook;
+use crate::path::windows::Memory;
+use crate::quic::threads::Legs;
 use crate::reload::Reloads;
+use crate::state_files::Folder;
+use crate::streams::pool::Pool;
 use crate::streams::table::Meter;
 use crate::trust::Trust;
-use crate::windows::Memory;
+use crate::trust::dropped::Dropped;
+use crate::trust::failures::LastRefused;
 
 /// A local service that peers may reach.
 #[derive(Debug)]

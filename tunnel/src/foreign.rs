@@ -3,8 +3,8 @@
 use towpath_protocol::fault::Fault;
 
 use crate::channels;
-use crate::malformed;
-use crate::network;
+use crate::links::network;
+use crate::quic::malformed;
 
 /// Reads what is remembered of channels over a restart, and writes it again.
 ///

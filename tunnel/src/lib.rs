@@ -61,32 +61,24 @@ use towpath_daemon::socket::Socket;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
-pub use measuring::{bench_service as built_in, probe};
+pub use measuring::{bench_service, probe};
 pub use operators::status;
-pub use path::{estimate, loss_gaps as gaps};
+pub use path::{estimate, loss_gaps};
 pub use quic::transport;
 pub use shaping::{shaper, shares};
 
-use channels::figures;
-use links::{
-    addresses as names, backoff, control, counters, dial, join, link, listen, network, peer,
-    watchdog as watch,
-};
-use measuring::outlook;
-use operators::{admin, health, last_hour as recent, metrics, page, service_manager as vitals};
-use path::{cruise, windows};
-use quic::{alarm, batch, congestion, lingering, malformed, threads as legs, wire};
-use shaping::{pace, quota, timetable, turns};
-use state_files as kept;
-use streams::{carrier, datagrams, life as carry, local, pool, pump, resume, seats, serve, tails};
-use trust::{dropped as refusals, failures as distrust, standing};
-
 use crate::config::Config;
 use crate::core::Core;
-use crate::kept::Folder;
-use crate::malformed::Counting;
-use crate::peer::State;
-use crate::status::StatusView;
+use crate::links::peer::State;
+use crate::links::{dial, listen};
+use crate::measuring::outlook;
+use crate::operators::status::StatusView;
+use crate::operators::{admin, last_hour, service_manager};
+use crate::quic::malformed::Counting;
+use crate::quic::wire;
+use crate::shaping::timetable;
+use crate::state_files::Folder;
+use crate::streams::local;
 
 /// How long peers may take to hear that we stop.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -111,7 +103,7 @@ impl Tunnel {
     ///
     /// `E_CONFIG`, `E_CERTIFICATE`, `E_ALREADY_RUNNING`, `E_PATH` or `E_IO`, with what to do.
     pub async fn start(config: &Config) -> Result<Self, Fault> {
-        let hangups = vitals::hangups()?;
+        let hangups = service_manager::hangups()?;
         config.check().map_err(|wrong| {
             let detail = format!("{}: {}", wrong.key, wrong.why);
             Fault::new(Code::Config, detail)
@@ -139,7 +131,7 @@ impl Tunnel {
             _state_lock: state_lock.flatten(),
         };
         tunnel.spawn(socket, admin, http, &stop);
-        let telling = vitals::tell(Arc::clone(&tunnel.core), hangups, stop);
+        let telling = service_manager::tell(Arc::clone(&tunnel.core), hangups, stop);
         tunnel.tasks.spawn(telling);
         let host = tunnel.core.trust.host();
         let listen = tunnel.listen_address.map(tracing::field::display);
@@ -176,7 +168,7 @@ impl Tunnel {
         keep(tasks, trust::keep(Arc::clone(core), endpoint, stop.clone()));
         keep(tasks, trust::remember(Arc::clone(core), stop.clone()));
         keep(tasks, timetable::keep(Arc::clone(core), stop.clone()));
-        keep(tasks, recent::keep(Arc::clone(core), stop.clone()));
+        keep(tasks, last_hour::keep(Arc::clone(core), stop.clone()));
         keep(tasks, outlook::keep(Arc::clone(core), stop.clone()));
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));
         let (channels, until) = (Arc::clone(core), stop.clone());

@@ -13,7 +13,7 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Config;
 use crate::core::Core;
-use crate::status::ConfigurationView;
+use crate::operators::status::ConfigurationView;
 use crate::trust::with_remedy;
 
 /// How reading the configuration again went, the last time and in all.

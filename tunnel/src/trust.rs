@@ -37,9 +37,9 @@ use towpath_protocol::identity::{HostIdentity, Name};
 use self::remembered::Remembered;
 use crate::config::CertificatesConfig;
 use crate::core::Core;
-use crate::kept::Folder;
-use crate::link::Link;
-use crate::transport;
+use crate::links::link::Link;
+use crate::quic::transport;
+use crate::state_files::Folder;
 
 pub(crate) use self::remembered::{keep as remember, keep_now as remember_now};
 

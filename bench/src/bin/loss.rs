@@ -32,7 +32,7 @@ use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
 use towpath_protocol::channel::Leg;
 use towpath_tunnel::config::Limits;
-use towpath_tunnel::gaps::Gaps;
+use towpath_tunnel::loss_gaps::Gaps;
 use towpath_tunnel::transport;
 
 /// Number of runs, and mebibytes of each.

@@ -13,7 +13,7 @@ use towpath_daemon::stream::open_stream;
 use towpath_protocol::channel::{Class, Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
-use towpath_tunnel::built_in::{USAGE_BYTES, Usage, Wish};
+use towpath_tunnel::bench_service::{USAGE_BYTES, Usage, Wish};
 
 use crate::args::{OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};

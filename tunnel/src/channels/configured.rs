@@ -12,7 +12,7 @@ use towpath_protocol::identity::Name;
 use super::book::{Change, Origin};
 use super::{Channel, ChannelSpec, Channels, Started, is_in_the_way, locked, now_unix, start};
 use crate::core::Core;
-use crate::status::ChannelOrigin;
+use crate::operators::status::ChannelOrigin;
 
 /// Pauses between attempts to open a channel whose address could not be had.
 const LATE_PAUSE_FIRST: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use towpath_protocol::fault::Fault;
 
-use crate::estimate::scaled;
+use crate::path::estimate::scaled;
 use crate::streams::table::Meter;
 
 /// How a channel fares.

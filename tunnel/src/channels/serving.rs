@@ -15,10 +15,10 @@ use towpath_protocol::fault::{Code, Fault};
 
 use super::ChannelSpec;
 use super::listener::{Listener, Program, reset_at_end};
+use crate::channels::figures::Figures;
 use crate::core::Core;
-use crate::figures::Figures;
-use crate::local::{self, Begun, Kind};
-use crate::seats::{Seats, Share};
+use crate::streams::local::{self, Begun, Kind};
+use crate::streams::seats::{Seats, Share};
 
 /// How long a program that has connected waits for a link: it sees a pause, not a refusal.
 const LINK_WAIT: Duration = Duration::from_secs(10);
@@ -186,7 +186,7 @@ impl Serving {
         };
         let mut changes = self.core.peer(&spec.peer)?.subscribe();
         // Without a link in time the answer below says why.
-        let linked = changes.wait_for(crate::peer::State::is_usable);
+        let linked = changes.wait_for(crate::links::peer::State::is_usable);
         let _ = tokio::time::timeout(LINK_WAIT, async { linked.await.is_ok() }).await;
         let began = Instant::now();
         let kind = Kind {
@@ -325,7 +325,7 @@ mod tests {
     fn an_idle_connection_takes_little_at_either_side() {
         let (serving, begun) = (
             bytes_of(|(serving, program, place)| Serving::connection(serving, program, place)),
-            bytes_of(|(core, begun, program)| crate::serve::live(core, begun, program)),
+            bytes_of(|(core, begun, program)| crate::streams::serve::live(core, begun, program)),
         );
         let most = serving.max(begun);
         assert!(most <= CONNECTION_BYTES_MAX, "{serving} and {begun} bytes");

@@ -10,8 +10,8 @@ use towpath_protocol::identity::Name;
 
 use super::Channels;
 use crate::core::Core;
-use crate::local::{self, Kind};
-use crate::status::TrialView;
+use crate::operators::status::TrialView;
+use crate::streams::local::{self, Kind};
 
 /// How long the end of a trial's stream may take to be heard: a service that does not end its side is cut off then.
 const END_WAIT: Duration = Duration::from_secs(1);

@@ -17,10 +17,10 @@ use towpath_protocol::channel::{
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
-use crate::link::Link;
-use crate::peer::Peer;
+use crate::links::link::Link;
+use crate::links::peer::Peer;
+use crate::quic::wire;
 use crate::streams::table::{Call, End, Found, Streams};
-use crate::wire;
 
 /// How long a report may wait for others.
 pub(crate) const REPORT_DELAY: Duration = Duration::from_millis(50);

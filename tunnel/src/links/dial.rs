@@ -19,14 +19,16 @@ use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::backoff::{self, Backoff};
 use crate::config::Limits;
 use crate::core::{self, Core};
-use crate::join::{self, Connections};
-use crate::legs::Drivers;
-use crate::names::Place;
-use crate::peer::{Peer, State, Unreached};
-use crate::{distrust, network, transport};
+use crate::links::addresses::Place;
+use crate::links::backoff::{self, Backoff};
+use crate::links::join::{self, Connections};
+use crate::links::network;
+use crate::links::peer::{Peer, State, Unreached};
+use crate::quic::threads::Drivers;
+use crate::quic::transport;
+use crate::trust::failures;
 
 /// Attempts under way at once: as many as begin in the time that one may take. With fewer, none begins for
 /// seconds once they all are, and those under way repeat their first packet only every second or two.
@@ -280,7 +282,7 @@ async fn connect_leg(
         .map_err(|error| failed(error.to_string()))?
         .await
         .map_err(|error| {
-            let told = distrust::of(&error, refusals().as_ref());
+            let told = failures::of(&error, refusals().as_ref());
             let told = told.map(|mut told| {
                 told.fault.detail = format!("{} ({target})", told.fault.detail);
                 told

@@ -26,12 +26,14 @@ use towpath_protocol::rate::Rate;
 use towpath_protocol::version::Speaker;
 
 use crate::core::{self, Core};
-use crate::dial::ATTEMPT_TIME;
-use crate::health::Whose;
-use crate::link::{Joint, Link, close};
-use crate::peer::{Barred, ONE_TUNNEL_REMEDY, Peer, Unreached, speaks};
-use crate::standing::{Chain, Papers};
-use crate::{distrust, serve, standing, wire};
+use crate::links::dial::ATTEMPT_TIME;
+use crate::links::link::{Joint, Link, close};
+use crate::links::peer::{Barred, ONE_TUNNEL_REMEDY, Peer, Unreached, speaks};
+use crate::operators::health::Whose;
+use crate::quic::wire;
+use crate::streams::serve;
+use crate::trust::failures;
+use crate::trust::standing::{self, Chain, Papers};
 
 /// The connections of a link to be.
 pub(crate) struct Connections {
@@ -267,11 +269,11 @@ impl Joining<'_> {
         // done before its own certificate has been looked at.
         let why = urgent.close_reason().or_else(|| bulk.close_reason());
         let unreached = match why {
-            Some(reason) if fault.code == Code::Unreachable => distrust::of(&reason, None)
+            Some(reason) if fault.code == Code::Unreachable => failures::of(&reason, None)
                 .unwrap_or_else(|| Fault::new(fault.code, reason.to_string()).into()),
             _ => fault.into(),
         };
-        if [urgent, bulk].into_iter().any(distrust::is_told_revoked) {
+        if [urgent, bulk].into_iter().any(failures::is_told_revoked) {
             standing::note_refused(self.peer, &self.host, &self.connections.shown);
         }
         for connection in [urgent, bulk] {

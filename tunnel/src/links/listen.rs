@@ -26,13 +26,14 @@ use towpath_protocol::version::Speaker;
 
 use self::gate::{Gate, Verdict};
 use crate::core::Core;
-use crate::distrust::Refused;
-use crate::lingering::Driver;
-use crate::link::{Joint, Link, close};
-use crate::peer::{Peer, speaks};
+use crate::links::link::{Joint, Link, close};
+use crate::links::peer::{Peer, speaks};
 use crate::places::{Place, Places};
-use crate::refusals::DropReason;
-use crate::{distrust, serve, wire};
+use crate::quic::lingering::Driver;
+use crate::quic::wire;
+use crate::streams::serve;
+use crate::trust::dropped::DropReason;
+use crate::trust::failures::{self, Refused};
 
 /// How long a handshake may take: a few round trips over the slowest link, with a loss.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
@@ -131,15 +132,15 @@ impl Listener {
             }
             Ok(Err(error)) => {
                 self.count(&error);
-                let refusal = distrust::refusal(&error, || self.core.rejections.last(None));
+                let refusal = failures::refusal(&error, || self.core.rejections.last(None));
                 if let Some(untold) = self.lines.next() {
-                    let why = distrust::words(&error, refusal.as_ref());
+                    let why = failures::words(&error, refusal.as_ref());
                     tracing::warn!(target: "audit", %source, error = why, untold, "handshake refused");
                 }
                 let told = || {
                     Some(Refused::by_dialler(
                         source,
-                        distrust::of(&error, None)?.fault,
+                        failures::of(&error, None)?.fault,
                     ))
                 };
                 let refused = refusal.map(|refusal| Refused::by_verifier(source, refusal));
@@ -169,7 +170,7 @@ impl Listener {
 
     /// Counts the refusals that no verifier has counted.
     fn count(&self, error: &ConnectionError) {
-        let alert = distrust::alert_we_sent(error);
+        let alert = failures::alert_we_sent(error);
         match (alert, alert.and_then(Rejection::from_alert)) {
             (_, Some(reason)) => self.core.rejections.count(reason),
             (Some(alert), _) if Rejection::is_by_verifier(alert) => {}

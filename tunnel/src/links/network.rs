@@ -19,7 +19,7 @@ use tokio::time::{Instant as Clock, sleep_until};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::time::Instant;
 
-use crate::backoff;
+use crate::links::backoff;
 
 /// How long the announcements of one change are gathered: a route follows its address, and that its link,
 /// within milliseconds.

@@ -25,7 +25,7 @@ use towpath_protocol::channel::Leg;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
-use crate::link::Link;
+use crate::links::link::Link;
 use crate::places::{Place, Places};
 
 /// The `socket` of a service that selects this one.

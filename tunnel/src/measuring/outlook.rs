@@ -25,10 +25,10 @@ use towpath_protocol::rate::Rate;
 
 use crate::config::Config;
 use crate::core::Core;
-use crate::health::LOSS_PER_MILLION;
-use crate::kept::Folder;
-use crate::peer::Peer;
-use crate::timetable;
+use crate::links::peer::Peer;
+use crate::operators::health::LOSS_PER_MILLION;
+use crate::shaping::timetable;
+use crate::state_files::Folder;
 
 pub use views::{ForecastDocument, ForecastView, QuantilesView};
 

@@ -24,13 +24,13 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
 use utoipa::ToSchema;
 
-use crate::built_in::Wish;
 use crate::config::ProbeConfig;
 use crate::core::Core;
-use crate::estimate::Estimate;
-use crate::link::{Link, per_million};
-use crate::local;
-use crate::peer::Peer;
+use crate::links::link::{Link, per_million};
+use crate::links::peer::Peer;
+use crate::measuring::bench_service::Wish;
+use crate::path::estimate::Estimate;
+use crate::streams::local;
 
 /// Bytes of a probe by default: a second of 32 Mbit/s.
 pub const BYTES_DEFAULT: Size = Size::from_bytes(4 << 20);

@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::distrust::OURS_REVOKED;
-use crate::peer::rivals;
-use crate::status::LinkState;
+use crate::links::peer::rivals;
+use crate::operators::status::LinkState;
 use crate::trust::OWN_REVOKED_REMEDY;
+use crate::trust::failures::OURS_REVOKED;
 
 /// Packets lost of a million that are trouble: the estimator takes less for a path's noise.
 pub(crate) const LOSS_PER_MILLION: u64 = 20_000;

@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use towpath_daemon::shutdown::Shutdown;
 
 use crate::core::Core;
-use crate::peer::Peer;
+use crate::links::peer::Peer;
 
 /// Time that one point stands for.
 pub(crate) const POINT_SECONDS: u64 = 20;

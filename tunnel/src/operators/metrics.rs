@@ -17,14 +17,14 @@ use towpath_protocol::channel::{Class, Leg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
-use crate::built_in;
 use crate::core::Core;
-use crate::dial::Cause;
-use crate::link::Link;
-use crate::outlook::Direction;
-use crate::peer::Peer;
-use crate::refusals::DropReason;
-use crate::status::{self, ChannelView, LinkState};
+use crate::links::dial::Cause;
+use crate::links::link::Link;
+use crate::links::peer::Peer;
+use crate::measuring::bench_service;
+use crate::measuring::outlook::Direction;
+use crate::operators::status::{self, ChannelView, LinkState};
+use crate::trust::dropped::DropReason;
 
 /// All metrics as text.
 ///
@@ -70,7 +70,7 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "Processor time the tunnel has used since it was started.",
     )?;
     let used = registered(registry, used)?;
-    used.inc_by(Duration::from_nanos(built_in::used_nanos()).as_secs_f64());
+    used.inc_by(Duration::from_nanos(bench_service::used_nanos()).as_secs_f64());
     let (trust, identity) = (&core.trust, core.trust.current());
     let lists = identity.revocations();
     for (name, help, value) in [

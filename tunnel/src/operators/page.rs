@@ -14,13 +14,13 @@ use towpath_daemon::units::{bits_per_second, bytes};
 use towpath_forecast::moment::Moment;
 
 use crate::core::Core;
-use crate::outlook::{Direction, bytes_per_second, cap_at};
-use crate::peer::Peer;
-use crate::status::{
+use crate::links::peer::Peer;
+use crate::measuring::outlook::{Direction, bytes_per_second, cap_at};
+use crate::operators::status::{
     self, CertificateStatusView, ChannelState, ChannelView, ClassView, ConfigurationView,
     LinkState, LinkView, RefusedView, StatusView,
 };
-use crate::timetable;
+use crate::shaping::timetable;
 use chart::{Chart, HOURS_AHEAD};
 
 /// Most bytes of the page. Links that do not fit are counted and not shown.

@@ -16,14 +16,14 @@ use towpath_protocol::rate::Rate;
 
 use crate::channels::Channel;
 use crate::core::{Core, Service};
-use crate::distrust::Refused;
-use crate::health::{self, Signs, Verdict};
-use crate::link::{LegStanding, Link, Measured};
-pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
-use crate::peer::{Barred, Peer};
-use crate::timetable;
+use crate::links::link::{LegStanding, Link, Measured};
+use crate::links::peer::{Barred, Peer};
+use crate::links::watchdog::Hearing;
+pub use crate::measuring::outlook::{ForecastDocument, ForecastView, QuantilesView};
+use crate::operators::health::{self, Signs, Verdict};
+use crate::shaping::timetable;
+use crate::trust::failures::Refused;
 use crate::trust::{self, Trust, with_remedy};
-use crate::watch::Hearing;
 
 pub use view::*;
 

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
-use crate::estimate::{ALLOWANCE, Estimate, scaled};
+use crate::path::estimate::{ALLOWANCE, Estimate, scaled};
 
 /// The rate of programs' bytes while cruising, per thousand of the path's rate. QUIC adds 2.7 % to
 /// full packets, so the wire is at 98 %; the rest absorbs what stalls leave behind.

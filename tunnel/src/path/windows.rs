@@ -13,8 +13,8 @@ use std::time::Duration;
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
-use crate::cruise;
-use crate::estimate::{ALLOWANCE, Estimate, scaled};
+use crate::path::cruise;
+use crate::path::estimate::{ALLOWANCE, Estimate, scaled};
 
 /// The least send window of QUIC, in bytes: a full window of a fast local network.
 pub(crate) const SEND_BYTES_MIN: u64 = 4 << 20;

@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::time::Instant;
 
-use crate::estimate::{Ack, Estimate, Estimator};
-use crate::gaps::Gaps;
+use crate::path::estimate::{Ack, Estimate, Estimator};
+use crate::path::loss_gaps::Gaps;
 
 /// Initial window of a bulk connection in packets, as RFC 9002 allows.
 const BULK_PACKETS: u64 = 10;
@@ -29,7 +29,7 @@ pub(crate) struct Known {
     pub rtt: Duration,
 }
 
-/// The congestion controller; keeps the queue at the bottleneck short, see [`crate::estimate`].
+/// The congestion controller; keeps the queue at the bottleneck short, see [`crate::path::estimate`].
 #[derive(Debug, Clone)]
 pub(crate) struct Delay {
     estimator: Estimator,

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::transport::IDLE_TIMEOUT_MAX;
+use crate::quic::transport::IDLE_TIMEOUT_MAX;
 
 /// How long a closed connection is kept for packets that are still on their way: three probe timeouts of a path that
 /// nothing is known of, as for connections whose timer is set.

@@ -16,8 +16,8 @@ use quinn::{AsyncTimer, AsyncUdpSocket, Runtime as Driver, UdpPoller};
 use quinn_proto::{FixedLengthConnectionIdParser, PacketDecodeError, PartialDecode};
 
 use crate::core::Core;
-use crate::lingering;
-use crate::refusals::DropReason;
+use crate::quic::lingering;
+use crate::trust::dropped::DropReason;
 
 /// The version of QUIC that is spoken.
 const VERSION: u32 = 1;

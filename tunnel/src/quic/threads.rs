@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::batch::Batched;
+use crate::quic::batch::Batched;
 
 /// Tasks that run before a busy thread looks at its sockets again: a bulk task takes up to 100 us, and
 /// the library's 61 of them would keep everybody else waiting for milliseconds.

@@ -15,12 +15,12 @@ use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Limits;
-use crate::congestion::Delay;
-use crate::windows;
+use crate::path::windows;
+use crate::quic::congestion::Delay;
 
 /// How long QUIC keeps a silent connection: as long as streams wait for their peer, because they go
 /// on soonest over the connection they have. A path that is down is noticed long before, see
-/// [`crate::watch`]; unfinished handshakes of strangers and replaced links are dropped sooner. The
+/// [`crate::links::watchdog`]; unfinished handshakes of strangers and replaced links are dropped sooner. The
 /// connection remembers all that it asks meanwhile, some thousand packet numbers: a peer that is
 /// gone for good is not worth more, hence the limit.
 pub(crate) const IDLE_TIMEOUT_MAX: Duration = Duration::from_mins(10);

@@ -16,9 +16,9 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
-use crate::quota::Quota;
-use crate::shaper::{Shaper, Unseen, Wish};
-use crate::shares::Shares;
+use crate::shaping::quota::Quota;
+use crate::shaping::shaper::{Shaper, Unseen, Wish};
+use crate::shaping::shares::Shares;
 
 /// The longest sleep of the leader: the most that a missed wake-up can cost.
 const LOOK: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant as Clock};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
-use crate::shaper::{Bucket, piece_bytes};
+use crate::shaping::shaper::{Bucket, piece_bytes};
 
 /// The longest sleep before the cap is read again, which may have changed.
 const LOOK: Duration = Duration::from_millis(100);

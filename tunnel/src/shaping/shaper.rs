@@ -42,7 +42,7 @@ use towpath_protocol::channel::{Class, Leg};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
-use crate::shares::Shares;
+use crate::shaping::shares::Shares;
 use bucket::BILLION;
 pub(crate) use bucket::Bucket;
 pub(crate) use unseen::Unseen;

@@ -10,7 +10,7 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::rate::Rate;
 use utoipa::ToSchema;
 
-use crate::shaper::floors_max;
+use crate::shaping::shaper::floors_max;
 
 /// The largest weight; a thousandth of a link is the least share that means anything.
 pub const WEIGHT_MAX: u32 = 1000;

@@ -8,7 +8,7 @@ use towpath_daemon::shutdown::Shutdown;
 use towpath_forecast::moment::Moment;
 
 use crate::core::Core;
-use crate::shares::cap_text;
+use crate::shaping::shares::cap_text;
 
 /// How often the clock is read: a clock that was set, or a host that slept, raises no event.
 const LOOK: Duration = Duration::from_millis(500);

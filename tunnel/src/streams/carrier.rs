@@ -7,8 +7,8 @@ use quinn::{RecvStream, SendStream, VarInt};
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::Code;
 
-use crate::link::{Carrying, Link};
-use crate::wire;
+use crate::links::link::{Carrying, Link};
+use crate::quic::wire;
 
 /// Reset code of a stream that goes on over another carrier: it is not an end. No fault has this
 /// number.

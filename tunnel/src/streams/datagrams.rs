@@ -26,9 +26,9 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::channels::{ChannelSpec, Place, Serving};
 use crate::core::Core;
-use crate::link::Link;
-use crate::local::Begun;
-use crate::peer::Peer;
+use crate::links::link::Link;
+use crate::links::peer::Peer;
+use crate::streams::local::Begun;
 use crate::streams::table::{Call, Stream};
 
 pub(crate) use connected::Connected;

@@ -21,15 +21,15 @@ use tokio::time::{sleep, timeout};
 use towpath_protocol::channel::{LinkId, Preamble, Received, Resume};
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::carrier::{Carrier, MOVED};
 use crate::core::Core;
-use crate::link::Link;
-use crate::local::Begun;
-use crate::peer::Peer;
-use crate::pump::{self, Break, Flow, Settings};
-use crate::seats::Guest;
+use crate::links::link::Link;
+use crate::links::peer::Peer;
+use crate::quic::wire;
+use crate::streams::carrier::{Carrier, MOVED};
+use crate::streams::local::Begun;
+use crate::streams::pump::{self, Break, Flow, Settings};
+use crate::streams::seats::Guest;
 use crate::streams::table::{Call, End, Entry, Stream};
-use crate::wire;
 use vain::Vain;
 
 /// How long a peer may take to say where a stream goes on: a few round trips, with losses.

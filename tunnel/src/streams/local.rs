@@ -15,14 +15,15 @@ use towpath_protocol::channel::{Begin, Class, Leg, Open, Preamble, TRUST_SERVICE
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
-use crate::carrier::Carrier;
 use crate::core::{self, Core};
-use crate::link::Link;
-use crate::peer::Peer;
+use crate::links::link::Link;
+use crate::links::peer::Peer;
 use crate::places::{Place, Places};
-use crate::seats::Guest;
+use crate::quic::wire;
+use crate::streams::carrier::Carrier;
+use crate::streams::life;
+use crate::streams::seats::Guest;
 use crate::streams::table::{Beginner, Entry, Meter, Purpose};
-use crate::{carry, wire};
 
 /// Pause after a failed accept, which mostly means that descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -287,7 +288,7 @@ impl Begun {
         core: &Core,
         local: (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     ) -> impl Future<Output = Result<(), Fault>> {
-        carry::live(core, self, local)
+        life::live(core, self, local)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::turns::PIECE_BYTES;
+use crate::shaping::turns::PIECE_BYTES;
 
 /// Size of a large buffer: a Unix socket holds about 200 KiB, which one read then takes.
 pub(crate) const BUFFER_BYTES: usize = 256 * 1024;

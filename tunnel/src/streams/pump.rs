@@ -24,15 +24,16 @@ use tokio::time::timeout;
 use towpath_protocol::channel::Received;
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::carrier::{Carrier, MOVED};
-use crate::control::REPORT_DELAY;
-use crate::link::Link;
-use crate::pool::{BUFFER_BYTES, Pool};
-use crate::resume::Incoming;
+use crate::links::control::REPORT_DELAY;
+use crate::links::link::Link;
+use crate::path::windows::Inflow;
+use crate::quic::wire;
+use crate::shaping::turns;
+use crate::streams::carrier::{Carrier, MOVED};
+use crate::streams::pool::{BUFFER_BYTES, Pool};
+use crate::streams::resume::Incoming;
 use crate::streams::table::{Stream, Streams};
-use crate::tails::{LEAST_BYTES, Tail};
-use crate::windows::Inflow;
-use crate::{turns, wire};
+use crate::streams::tails::{LEAST_BYTES, Tail};
 
 /// Most pieces taken from a stream at once: each is a packet's payload; about what a Unix socket
 /// takes.

@@ -18,16 +18,18 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
-use crate::carrier::Carrier;
 use crate::channels::Resetting;
 use crate::core::{Core, Reach, Service};
-use crate::datagrams::{Connected, Registered};
-use crate::link::Link;
-use crate::local::Begun;
-use crate::peer::Peer;
-use crate::seats::Guest;
+use crate::links::control;
+use crate::links::link::Link;
+use crate::links::peer::Peer;
+use crate::measuring::bench_service;
+use crate::quic::wire;
+use crate::streams::carrier::Carrier;
+use crate::streams::datagrams::{self, Connected, Registered};
+use crate::streams::local::Begun;
+use crate::streams::seats::Guest;
 use crate::streams::table::{Beginner, Call, End, Entry, Found, Purpose, Stream};
-use crate::{built_in, control, datagrams, wire};
 use strikes::Strikes;
 
 /// How long a refusal may take to be heard.
@@ -373,7 +375,7 @@ async fn reach(
     let connecting = async {
         Ok::<_, std::io::Error>(match reach {
             Reach::Told(socket) => {
-                let mut local = built_in::connect(socket, link).await?;
+                let mut local = bench_service::connect(socket, link).await?;
                 make_room(&local, open.class);
                 local.write_all(&accepted.encode()).await?;
                 Program::Unix(local)

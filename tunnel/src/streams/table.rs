@@ -14,12 +14,12 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
 
-use crate::carrier::Carrier;
-use crate::link::Link;
-use crate::pace::{Backlog, Pace};
-use crate::quota::Quota;
-use crate::resume::Outgoing;
-use crate::seats::{Guest, Seat, Seats};
+use crate::links::link::Link;
+use crate::shaping::pace::{Backlog, Pace};
+use crate::shaping::quota::Quota;
+use crate::streams::carrier::Carrier;
+use crate::streams::resume::Outgoing;
+use crate::streams::seats::{Guest, Seat, Seats};
 
 /// Ends remembered per peer: many times what ends within a round trip of a busy peer.
 const ENDED_COUNT_MAX: usize = 1024;

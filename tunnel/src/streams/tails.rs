@@ -11,7 +11,7 @@
 
 use towpath_protocol::channel::Leg;
 
-use crate::windows::{KEPT_BYTES, RECEIVE_BYTES};
+use crate::path::windows::{KEPT_BYTES, RECEIVE_BYTES};
 
 /// The tail that every stream may have: more than the least that is read at once. The streams that
 /// both sides may begin, 64 each by default, then fit into an ordinary window beside the shared

@@ -13,8 +13,8 @@ use towpath_certs::{Refusal, Rejection};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
-use crate::health::{RECENT, Whose};
-use crate::peer::{Barred, Unreached};
+use crate::links::peer::{Barred, Unreached};
+use crate::operators::health::{RECENT, Whose};
 use crate::trust::OWN_REVOKED_REMEDY;
 
 /// What a host says of itself whose peer refuses it as revoked.

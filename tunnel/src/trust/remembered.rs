@@ -25,7 +25,7 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::CertificatesConfig;
 use crate::core::Core;
-use crate::kept::{Aside, Folder};
+use crate::state_files::{Aside, Folder};
 
 /// Where the newest lists are kept, in the state folder.
 const LISTS_FILE: &str = "revocations.pem";

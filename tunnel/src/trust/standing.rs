@@ -23,8 +23,8 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
 use crate::core::Core;
-use crate::link::Link;
-use crate::peer::Peer;
+use crate::links::link::Link;
+use crate::links::peer::Peer;
 use crate::trust::{chain_of, peer_not_after};
 
 /// How long a link may live whose peer's authority is trusted no longer: time for another one to take its

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
-use towpath_tunnel::built_in::{SOCKET, USAGE_BYTES, Usage, Wish};
+use towpath_tunnel::bench_service::{SOCKET, USAGE_BYTES, Usage, Wish};
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 
 fn allow(config: &mut Config, site: &str) {

@@ -12,7 +12,7 @@ use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
-use towpath_tunnel::built_in::SOCKET;
+use towpath_tunnel::bench_service::SOCKET;
 use towpath_tunnel::config::{Config, ProbeConfig, ServiceConfig};
 use towpath_tunnel::probe::{ProbeRequest, ProbeView};
 use towpath_tunnel::status::ForecastDocument;

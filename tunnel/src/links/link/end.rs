@@ -8,8 +8,8 @@ use tokio::time::timeout;
 use towpath_protocol::fault::Code;
 
 use super::Link;
-use crate::congestion::Delay;
-use crate::wire;
+use crate::quic::congestion::Delay;
+use crate::quic::wire;
 
 /// How long the reason on the other connection is waited for: a round trip, for both were closed at once. Not less than a
 /// busy host takes to read two sockets, nor longer than programs notice.
@@ -142,9 +142,9 @@ mod tests {
     use super::super::Joint;
     use super::*;
     use crate::config::{Limits, PeerConfig};
-    use crate::peer::Peer;
-    use crate::transport;
-    use crate::windows::Memory;
+    use crate::links::peer::Peer;
+    use crate::path::windows::Memory;
+    use crate::quic::transport;
 
     /// A link of the edge's to the region, and the region's ends of both connections.
     struct Linked {

@@ -6,8 +6,8 @@ use std::time::Instant as Clock;
 use quinn::{ConnectionStats, FrameStats, UdpStats};
 
 use super::measured::Totals;
-use crate::congestion::Delay;
-use crate::watch::{Hearing, Seen, Watch};
+use crate::links::watchdog::{Hearing, Seen, Watch};
+use crate::quic::congestion::Delay;
 
 /// Bytes an IP packet adds to a UDP payload: the headers of UDP and of IPv4, or IPv6.
 const PACKET_HEADER_BYTES: u64 = 28;

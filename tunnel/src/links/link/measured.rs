@@ -7,8 +7,8 @@ use quinn::ConnectionStats;
 use towpath_protocol::channel::{Class, Leg};
 
 use super::Link;
-use crate::congestion::Delay;
-use crate::health;
+use crate::operators::health;
+use crate::quic::congestion::Delay;
 
 /// What a link last measured.
 #[derive(Debug, Clone, Copy, Default)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant as Clock};
 use governor::{DefaultKeyedRateLimiter, Quota};
 
 use crate::places::{Place, Places};
-use crate::refusals::DropReason;
+use crate::trust::dropped::DropReason;
 
 /// Handshakes under way at once; each costs a signature and some kilobytes.
 const COUNT_MAX: usize = 64;

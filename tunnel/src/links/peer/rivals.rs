@@ -10,7 +10,7 @@ use std::time::{Duration, Instant as Clock};
 
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::link::Link;
+use crate::links::link::Link;
 use crate::streams::table::Party;
 
 /// Runs that are remembered: more than there are copies of a host by mistake.

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::health::Whose;
-use crate::link::Link;
-use crate::watch::Hearing;
+use crate::links::link::Link;
+use crate::links::watchdog::Hearing;
+use crate::operators::health::Whose;
 
 /// What is known about the way to a peer.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
 use super::Direction;
-use crate::kept::{Aside, Folder};
+use crate::state_files::{Aside, Folder};
 
 /// What is kept of one direction to a peer; nothing, with a word in the log, if it cannot be read: then the file is set
 /// aside.

@@ -10,11 +10,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{Direction, Outlook};
 use crate::core::Core;
-use crate::link::least;
-use crate::page::clock;
-use crate::peer::Peer;
-use crate::shaper::WIRE_BYTES_PER_THOUSAND;
-use crate::timetable;
+use crate::links::link::least;
+use crate::links::peer::Peer;
+use crate::operators::page::clock;
+use crate::shaping::shaper::WIRE_BYTES_PER_THOUSAND;
+use crate::shaping::timetable;
 
 /// The schema's name beside a [`ForecastDocument`].
 pub(crate) const SCHEMA: &str = "towpath.v1.forecast";

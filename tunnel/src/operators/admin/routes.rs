@@ -16,11 +16,11 @@ use utoipa::ToSchema;
 
 use crate::channels::ChannelSpec;
 use crate::core::Core;
-use crate::outlook::{self, ForecastDocument};
-use crate::probe::{self, ProbeRequest, ProbeView};
-use crate::shares::{ServiceCap, Shaping, cap_text};
-use crate::status::{ChannelList, ChannelView, ServiceView, StatusView, TrialView};
-use crate::timetable;
+use crate::measuring::outlook::{self, ForecastDocument};
+use crate::measuring::probe::{self, ProbeRequest, ProbeView};
+use crate::operators::status::{ChannelList, ChannelView, ServiceView, StatusView, TrialView};
+use crate::shaping::shares::{ServiceCap, Shaping, cap_text};
+use crate::shaping::timetable;
 
 /// Prometheus's text form, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -38,19 +38,19 @@ pub(super) async fn page(State(core): State<Arc<Core>>) -> Response {
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),
     ];
-    (headers, crate::page::render(&core)).into_response()
+    (headers, crate::operators::page::render(&core)).into_response()
 }
 
 /// The tunnel, its links, channels and services.
 #[utoipa::path(get, path = "/status", responses((status = 200, body = StatusView)))]
 pub(super) async fn status(State(core): State<Arc<Core>>) -> Json<StatusView> {
-    Json(crate::status::status(&core))
+    Json(crate::operators::status::status(&core))
 }
 
 /// The channels of this host.
 #[utoipa::path(get, path = "/v1/channels", responses((status = 200, body = ChannelList)))]
 pub(super) async fn channels(State(core): State<Arc<Core>>) -> Json<ChannelList> {
-    Json(crate::status::channels(&core))
+    Json(crate::operators::status::channels(&core))
 }
 
 /// One channel.
@@ -65,7 +65,9 @@ pub(super) async fn channel(
     Path(name): Path<String>,
 ) -> Result<Json<ChannelView>, Problem> {
     let channel = core.channels.channel(&name.parse()?)?;
-    Ok(Json(crate::status::channel_view(&core, &channel)))
+    Ok(Json(crate::operators::status::channel_view(
+        &core, &channel,
+    )))
 }
 
 /// Makes a change to its end, though whoever asked for it may be gone: half of one would meet the next.
@@ -92,7 +94,9 @@ pub(super) async fn open_channel(
     let changed = Arc::clone(&core);
     to_its_end(async move { changed.channels.open(&changed, spec).await }).await?;
     let channel = core.channels.channel(&name)?;
-    Ok(Json(crate::status::channel_view(&core, &channel)))
+    Ok(Json(crate::operators::status::channel_view(
+        &core, &channel,
+    )))
 }
 
 /// Which metadata is to be removed.
@@ -120,7 +124,7 @@ pub(super) async fn close_channel(
     let Query(removal) = removal.map_err(|error| Problem::new(Code::Usage, error.body_text()))?;
     let changed = Arc::clone(&core);
     to_its_end(async move { changed.channels.close(&name, removal.generation).await }).await?;
-    Ok(Json(crate::status::channels(&core)))
+    Ok(Json(crate::operators::status::channels(&core)))
 }
 
 /// Have a channel as the configuration says, whatever was pushed under its name.
@@ -138,7 +142,9 @@ pub(super) async fn reset_channel(
     let (changed, called) = (Arc::clone(&core), name.clone());
     to_its_end(async move { changed.channels.reset(&changed, &called).await }).await?;
     let channel = core.channels.channel(&name)?;
-    Ok(Json(crate::status::channel_view(&core, &channel)))
+    Ok(Json(crate::operators::status::channel_view(
+        &core, &channel,
+    )))
 }
 
 /// Open a stream to a channel's service as for a program, and end it again.
@@ -208,7 +214,9 @@ pub(super) async fn service(
 ) -> Result<Json<ServiceView>, Problem> {
     let name = name.parse()?;
     let service = core.service(&name)?;
-    Ok(Json(crate::status::service_view(&core, &name, service)))
+    Ok(Json(crate::operators::status::service_view(
+        &core, &name, service,
+    )))
 }
 
 /// Change the cap of a service until the next start or reload.
@@ -228,7 +236,9 @@ pub(super) async fn cap_service(
     let service = core.service(&name)?;
     service.meter.quota.set(wanted.cap);
     tracing::info!(service = %name, cap = %cap_text(wanted.cap), "cap changed by hand");
-    Ok(Json(crate::status::service_view(&core, &name, service)))
+    Ok(Json(crate::operators::status::service_view(
+        &core, &name, service,
+    )))
 }
 
 /// Measure the way to a peer now; the answer comes when that is done.
@@ -250,7 +260,7 @@ pub(super) async fn measure(
 /// Metrics in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(State(core): State<Arc<Core>>) -> Result<Response, Problem> {
-    let text = crate::metrics::render(&core)?;
+    let text = crate::operators::metrics::render(&core)?;
     Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
 }
 

@@ -6,7 +6,7 @@ use towpath_daemon::units::bits_per_second;
 use towpath_forecast::band::Band;
 use towpath_forecast::count::{precise, whole};
 
-use crate::recent::{POINT_COUNT_MAX, Point};
+use crate::operators::last_hour::{POINT_COUNT_MAX, Point};
 
 /// Hours of forecast that are drawn.
 pub(super) const HOURS_AHEAD: u64 = 24;

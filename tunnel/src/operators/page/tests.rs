@@ -6,12 +6,12 @@ use towpath_certs::Rejection;
 use towpath_forecast::band::Band;
 
 use super::*;
-use crate::distrust::{Refused, remedy};
-use crate::health::{self, Signs, Whose};
-use crate::recent::Point;
-use crate::status::{
+use crate::operators::health::{self, Signs, Whose};
+use crate::operators::last_hour::Point;
+use crate::operators::status::{
     ChannelOrigin, ClassView, ForecastView, QuantilesView, RevocationListView, ServiceView,
 };
+use crate::trust::failures::{Refused, remedy};
 
 const NOW: u64 = 1_800_000_000;
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use towpath_daemon::problem::Problem;
 use utoipa::ToSchema;
 
-use crate::outlook::ForecastView;
+use crate::measuring::outlook::ForecastView;
 
 /// The schema's name in [`StatusView::schema`].
 pub const SCHEMA: &str = "towpath.v1.status";

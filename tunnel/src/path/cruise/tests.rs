@@ -3,7 +3,7 @@
 mod simulated;
 
 use super::*;
-use crate::estimate::Marked;
+use crate::path::estimate::Marked;
 
 const MICRO: u64 = 1_000;
 const MILLI: u64 = 1_000_000;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::shares::Share;
+use crate::shaping::shares::Share;
 use proptest::prelude::*;
 
 const SECOND: u64 = 1_000_000_000;

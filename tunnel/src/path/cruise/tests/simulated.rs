@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::estimate::{Ack, Estimator};
+use crate::path::estimate::{Ack, Estimator};
 
 /// A path with one bottleneck, and a program that always has something to send.
 #[derive(Clone, Copy)]
