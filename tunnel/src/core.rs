@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use towpath_certs::{Rejections, tls};
 use towpath_protocol::channel::{LinkId, RunId, StreamId};
@@ -71,7 +71,7 @@ pub(crate) struct Core {
     pub dropped: Dropped,
     pub refused: LastRefused,
     pub reloads: Reloads,
-    pub began: Clock,
+    pub began: StdInstant,
     pub outlook: Outlook,
     pub network: Network,
     /// This run: streams do not outlive it.
@@ -113,7 +113,7 @@ impl Core {
             dropped: Dropped::default(),
             refused: LastRefused::default(),
             reloads: Reloads::default(),
-            began: Clock::now(),
+            began: StdInstant::now(),
             outlook: Outlook::new(config, state.clone()),
             network: Network::default(),
             run: RunId(random()?),

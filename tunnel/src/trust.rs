@@ -22,7 +22,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as Clock, SystemTime};
+use std::time::{Duration, Instant as StdInstant, SystemTime};
 
 use quinn::{Connection, Endpoint};
 use rustls_pki_types::CertificateDer;
@@ -110,7 +110,7 @@ struct Watched {
     /// files does so one after the other.
     unsettled: Option<Fault>,
     /// When files that could not be used are tried again, and how long that is after they last were.
-    retry: Option<(Clock, Duration)>,
+    retry: Option<(StdInstant, Duration)>,
 }
 
 /// A file's mark: another file or another content has another one.
@@ -303,7 +303,7 @@ impl Trust {
         let time = SystemTime::now();
         let is_ended = current.has_other_authorities(time);
         let is_over = match watched.retry {
-            Some((at, _)) => at <= Clock::now(),
+            Some((at, _)) => at <= StdInstant::now(),
             None => is_ended,
         };
         let is_due = is_wish || is_young(&now, time) || is_over;
@@ -503,8 +503,8 @@ fn next_wait(before: Option<Duration>) -> Duration {
 }
 
 /// A time from now, and how long that is.
-fn retry_in(wait: Duration) -> (Clock, Duration) {
-    (Clock::now() + wait, wait)
+fn retry_in(wait: Duration) -> (StdInstant, Duration) {
+    (StdInstant::now() + wait, wait)
 }
 
 /// The identity to start with: that of the files, or else the last good one, and why the files cannot be used.

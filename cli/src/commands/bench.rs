@@ -13,7 +13,7 @@ use towpath_daemon::stream::open_stream;
 use towpath_protocol::channel::{Class, Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
-use towpath_tunnel::bench_service::{USAGE_BYTES, Usage, Wish};
+use towpath_tunnel::bench_service::{BenchRequest, USAGE_BYTES, Usage};
 
 use crate::args::{OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};
@@ -176,7 +176,7 @@ fn measure(options: &Options) -> Result<Outcome, Failure> {
     if let Some(cap) = cap {
         note_cap(options, cap);
     }
-    let mut pinged = open(options, Class::Demand, Wish::Echo)?;
+    let mut pinged = open(options, Class::Demand, BenchRequest::Echo)?;
     let idle = (0..IDLE_PING_COUNT).map(|_| ping(&mut pinged));
     let idle = idle.collect::<Result<Vec<_>, _>>()?;
     let load = Load::run(options, pinged)?;
@@ -309,9 +309,9 @@ impl Load {
     /// Loads the link, and pings beside it.
     fn run(options: &Options, mut pinged: UnixStream) -> Result<Self, Failure> {
         let wish = if options.reverse {
-            Wish::Source
+            BenchRequest::Source
         } else {
-            Wish::Count
+            BenchRequest::Count
         };
         let opened = (0..options.parallel).map(|_| open(options, options.class, wish));
         let streams = opened.collect::<Result<Vec<_>, _>>()?;
@@ -471,7 +471,7 @@ fn ping(stream: &mut UnixStream) -> Result<Duration, Fault> {
 }
 
 /// Opens a stream to the peer's bench.
-fn open(options: &Options, class: Class, wish: Wish) -> Result<UnixStream, Fault> {
+fn open(options: &Options, class: Class, wish: BenchRequest) -> Result<UnixStream, Fault> {
     let open = Open {
         peer: options.peer.clone(),
         service: "bench".parse().expect("the service's name is a name"),
@@ -501,7 +501,7 @@ fn broken(error: &std::io::Error) -> Fault {
 
 /// What the far tunnel has used and done.
 fn far_usage(options: &Options) -> Result<Usage, Fault> {
-    let mut stream = open(options, Class::Control, Wish::Usage)?;
+    let mut stream = open(options, Class::Control, BenchRequest::Usage)?;
     let mut bytes = [0; USAGE_BYTES];
     stream
         .read_exact(&mut bytes)

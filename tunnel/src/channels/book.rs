@@ -91,7 +91,7 @@ impl ChannelSpec {
 
 /// What is known under a name: a channel, or that it was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Known {
+struct Entry {
     generation: u64,
     /// None for one that was removed.
     spec: Option<Arc<ChannelSpec>>,
@@ -100,7 +100,7 @@ struct Known {
     is_pushed: bool,
 }
 
-impl Known {
+impl Entry {
     /// The channel, unless it was removed or has expired.
     fn open(&self) -> Option<&Arc<ChannelSpec>> {
         self.spec.as_ref().filter(|_| !self.is_expired)
@@ -153,7 +153,7 @@ pub(crate) enum Change {
 
 /// All channels that are known.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Book(BTreeMap<Name, Known>);
+pub(crate) struct Book(BTreeMap<Name, Entry>);
 
 impl Book {
     /// What a channel's metadata changes.
@@ -179,7 +179,7 @@ impl Book {
         let change = known.map_or(Ok(Change::Open), |known| known.weigh(spec, origin))?;
         // What was closed or has expired takes a place again like any other.
         let is_open = known.is_some_and(|known| known.open().is_some());
-        let open = self.0.values().filter_map(Known::open);
+        let open = self.0.values().filter_map(Entry::open);
         if !is_open && open.count() >= CHANNEL_COUNT_MAX {
             let detail = format!("{CHANNEL_COUNT_MAX} channels are known");
             let remedy = "close one of `towpath channel ls` first";
@@ -190,7 +190,7 @@ impl Book {
 
     /// Takes a channel in that was weighed and opened.
     pub(crate) fn open(&mut self, spec: &Arc<ChannelSpec>, origin: Origin) {
-        let known = Known {
+        let known = Entry {
             generation: spec.generation,
             spec: Some(Arc::clone(spec)),
             is_expired: false,
@@ -220,7 +220,7 @@ impl Book {
             return Err(older(name, generation, known));
         }
         let was_open = known.open().is_some();
-        *known = Known {
+        *known = Entry {
             generation,
             spec: None,
             is_expired: false,
@@ -245,7 +245,7 @@ impl Book {
 
     /// Forgets what the configuration has said and says no more; gives its name.
     pub(crate) fn forget(&mut self, is_configured: impl Fn(&Name) -> bool) -> Vec<Name> {
-        let is_gone = |name: &Name, known: &Known| !known.is_pushed && !is_configured(name);
+        let is_gone = |name: &Name, known: &Entry| !known.is_pushed && !is_configured(name);
         let gone = self.0.iter().filter(|(name, known)| is_gone(name, known));
         let gone: Vec<_> = gone.map(|(name, _)| name.clone()).collect();
         for name in &gone {
@@ -256,7 +256,7 @@ impl Book {
 
     /// Takes in what is known from before a restart.
     fn remember(&mut self, name: Name, generation: u64, spec: Option<ChannelSpec>) {
-        let known = Known {
+        let known = Entry {
             generation,
             spec: spec.map(Arc::new),
             is_expired: false,
@@ -267,12 +267,12 @@ impl Book {
 
     /// The channel there is to be under a name.
     pub(crate) fn find(&self, name: &Name) -> Option<&Arc<ChannelSpec>> {
-        self.0.get(name).and_then(Known::open)
+        self.0.get(name).and_then(Entry::open)
     }
 
     /// Every channel there is to be, by name.
     pub(crate) fn specs(&self) -> Vec<Arc<ChannelSpec>> {
-        let specs = self.0.values().filter_map(Known::open);
+        let specs = self.0.values().filter_map(Entry::open);
         specs.cloned().collect()
     }
 
@@ -292,7 +292,7 @@ impl Book {
     /// Has back what had expired by a clock that was ahead and has not by the one of now, where there is a place for
     /// it; gives those channels.
     pub(crate) fn have_back(&mut self, now_unix: u64) -> Vec<(Arc<ChannelSpec>, Origin)> {
-        let open_count = self.0.values().filter_map(Known::open).count();
+        let open_count = self.0.values().filter_map(Entry::open).count();
         let is_to_be = |spec: &&Arc<ChannelSpec>| {
             let end = spec.expires_unix_seconds;
             end.is_none_or(|end| end > now_unix)
@@ -313,7 +313,7 @@ impl Book {
     }
 }
 
-fn older(name: &Name, generation: u64, known: &Known) -> Fault {
+fn older(name: &Name, generation: u64, known: &Entry) -> Fault {
     let (newest, is) = match &known.spec {
         Some(_) if known.is_expired => (known.generation, "has expired"),
         Some(_) => (known.generation, "is known"),

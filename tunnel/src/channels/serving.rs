@@ -17,7 +17,7 @@ use super::ChannelSpec;
 use super::listener::{Listener, Program, reset_at_end};
 use crate::channels::figures::Figures;
 use crate::core::Core;
-use crate::streams::local::{self, Begun, Kind};
+use crate::streams::local::{self, Begun, StreamOrigin};
 use crate::streams::seats::{Seats, Share};
 
 /// How long a program that has connected waits for a link: it sees a pause, not a refusal.
@@ -189,7 +189,7 @@ impl Serving {
         let linked = changes.wait_for(crate::links::peer::State::is_usable);
         let _ = tokio::time::timeout(LINK_WAIT, async { linked.await.is_ok() }).await;
         let began = Instant::now();
-        let kind = Kind {
+        let kind = StreamOrigin {
             is_datagrams: spec.listen.is_datagrams(),
             channel: Some(spec.name.clone()),
             meter: Arc::clone(&self.figures.meter),

@@ -11,7 +11,7 @@ use towpath_protocol::identity::Name;
 use super::Channels;
 use crate::core::Core;
 use crate::operators::status::TrialView;
-use crate::streams::local::{self, Kind};
+use crate::streams::local::{self, StreamOrigin};
 
 /// How long the end of a trial's stream may take to be heard: a service that does not end its side is cut off then.
 const END_WAIT: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ impl Channels {
             service: spec.service.clone(),
             class: spec.class,
         };
-        let kind = Kind {
+        let kind = StreamOrigin {
             is_datagrams: spec.listen.is_datagrams(),
             channel: Some(spec.name.clone()),
             meter: Arc::default(),

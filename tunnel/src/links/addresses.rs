@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use tokio::sync::watch;
 use towpath_protocol::fault::{Code, Fault};
@@ -17,10 +17,10 @@ const LOOKUP_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is known of a name.
 #[derive(Debug, Default)]
-struct Known {
+struct Resolved {
     is_looking: bool,
     /// When the last lookup began; none before the first, and after the network has changed.
-    looked_at: Option<Clock>,
+    looked_at: Option<StdInstant>,
     addresses: Vec<SocketAddr>,
     /// Those of them that were dialled, the last one last.
     dialled: Vec<SocketAddr>,
@@ -37,10 +37,10 @@ enum Next {
     Nowhere(String),
 }
 
-impl Known {
+impl Resolved {
     /// Whether a lookup is to begin; there is one from then on.
-    fn look(&mut self, now: Clock) -> bool {
-        let is_early = |at: Clock| now.saturating_duration_since(at) < LOOKUP_PAUSE;
+    fn look(&mut self, now: StdInstant) -> bool {
+        let is_early = |at: StdInstant| now.saturating_duration_since(at) < LOOKUP_PAUSE;
         if self.is_looking || self.looked_at.is_some_and(is_early) {
             return false;
         }
@@ -85,21 +85,21 @@ impl Known {
 
 /// A peer's name with its port, and what is known of it.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct PeerAddress {
     pub name: String,
-    known: watch::Sender<Known>,
+    known: watch::Sender<Resolved>,
 }
 
-impl Place {
+impl PeerAddress {
     /// A place of which nothing is known yet.
     pub(crate) fn new(name: String) -> Arc<Self> {
-        let (known, _) = watch::channel(Known::default());
+        let (known, _) = watch::channel(Resolved::default());
         Arc::new(Self { name, known })
     }
 
     /// Has the name looked up with the next attempt, however soon after the last lookup.
     pub(crate) fn note_network(&self) {
-        self.known.send_modify(Known::note_network);
+        self.known.send_modify(Resolved::note_network);
     }
 
     /// Where to dial next; the name is looked up for whoever comes after, unless that was done a moment ago.
@@ -110,7 +110,7 @@ impl Place {
     pub(crate) async fn next(self: &Arc<Self>) -> Result<SocketAddr, Fault> {
         if self
             .known
-            .send_if_modified(|known| known.look(Clock::now()))
+            .send_if_modified(|known| known.look(StdInstant::now()))
         {
             let place = Arc::clone(self);
             // Whoever asked may give up before the answer.
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn one_lookup_runs_at_a_time_and_what_was_found_last_is_dialled_meanwhile() {
-        let (mut known, mut now) = (Known::default(), Clock::now());
+        let (mut known, mut now) = (Resolved::default(), StdInstant::now());
         assert!(known.look(now));
         assert_eq!(known.next(), Next::Wait);
         for _ in 0..100 {
@@ -169,7 +169,7 @@ mod tests {
                 "another lookup beside one without an answer"
             );
         }
-        let mut look = |known: &mut Known| {
+        let mut look = |known: &mut Resolved| {
             now += LOOKUP_PAUSE;
             known.look(now)
         };
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn a_peer_that_is_away_costs_a_lookup_every_few_seconds_and_one_more_when_the_network_changes()
     {
-        let (mut known, began) = (Known::default(), Clock::now());
+        let (mut known, began) = (Resolved::default(), StdInstant::now());
         let mut count = 0;
         for attempt in 0..240 {
             if known.look(began + attempt * Duration::from_millis(250)) {
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn attempts_take_a_names_addresses_in_turns() {
-        let mut known = Known::default();
+        let mut known = Resolved::default();
         known.found(Ok(vec![at(1), at(2)]));
         let dialled = [(); 4].map(|()| known.next());
         assert_eq!(dialled, [at(1), at(2), at(1), at(2)].map(Next::At));
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn no_address_is_left_out_by_a_resolver_that_turns_them_round() {
-        let mut known = Known::default();
+        let mut known = Resolved::default();
         let mut answer = vec![at(1), at(2), at(3)];
         let mut dialled = Vec::new();
         for _ in 0..9 {

@@ -91,12 +91,12 @@ impl Reports {
 /// to it carried, whenever it was the limit.
 #[derive(Debug, Default)]
 pub(crate) struct News {
-    told: Mutex<Told>,
+    told: Mutex<PendingNews>,
     some: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct PendingNews {
     report: PathReport,
     is_due: bool,
 }
@@ -145,7 +145,7 @@ impl News {
         is_due.then_some(report)
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
+    fn told(&self) -> MutexGuard<'_, PendingNews> {
         // Nothing panics while it is held.
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -21,7 +21,7 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Limits;
 use crate::core::{self, Core};
-use crate::links::addresses::Place;
+use crate::links::addresses::PeerAddress;
 use crate::links::backoff::{self, Backoff};
 use crate::links::join::{self, Connections};
 use crate::links::network;
@@ -92,7 +92,7 @@ impl Cause {
 pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut stop: Shutdown) {
     let seed = core::random_link().map_or(1, |link| u64::try_from(link.0 >> 64).unwrap_or(1));
     let mut backoff = Backoff::new(seed);
-    let place = Place::new(address);
+    let place = PeerAddress::new(address);
     let mut changes = peer.subscribe();
     let mut network = core.network.subscribe();
     let mut next = Instant::now();
@@ -183,7 +183,7 @@ fn note_failure(peer: &Peer, unreached: &Unreached) {
 async fn reach(
     core: &Core,
     peer: &Arc<Peer>,
-    place: &Arc<Place>,
+    place: &Arc<PeerAddress>,
     (backoff, mut next, mut cause): (&mut Backoff, Instant, Cause),
 ) -> Connections {
     let mut began = Instant::now();
@@ -229,7 +229,7 @@ async fn reach(
 async fn connect(
     peer: &Peer,
     how: (&Limits, &Drivers),
-    place: &Arc<Place>,
+    place: &Arc<PeerAddress>,
     is_quiet: bool,
 ) -> Result<Connections, Unreached> {
     let clients = peer.clients()?;

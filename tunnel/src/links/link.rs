@@ -8,7 +8,7 @@ mod wishes;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use bytes::Bytes;
 use quinn::crypto::rustls::HandshakeData;
@@ -32,7 +32,7 @@ use crate::path::cruise::Cruise;
 use crate::path::estimate::Estimate;
 use crate::path::windows::{self, Memory, Windows};
 use crate::quic::alarm::Alarms;
-use crate::quic::congestion::{Delay, Known};
+use crate::quic::congestion::{DelayController, PathMemory};
 use crate::shaping::pace::Pace;
 use crate::shaping::shares::{Shares, cap_text};
 use crate::shaping::turns::Turns;
@@ -102,7 +102,7 @@ pub(crate) struct Link {
     /// Streams carried, by leg, and those of them whose programs have not taken what came.
     carried: [Arc<AtomicU64>; 2],
     waiting: [Arc<AtomicU64>; 2],
-    retired: Mutex<Option<Clock>>,
+    retired: Mutex<Option<StdInstant>>,
     /// We have ended it, and its streams with it.
     is_given_up: AtomicBool,
     /// Whether the peer has said that it takes part.
@@ -120,15 +120,15 @@ pub(crate) struct Link {
     held_bulk: Arc<AtomicU64>,
     base_rtt_us: AtomicU64,
     /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
-    learnt: Mutex<Option<Known>>,
+    learnt: Mutex<Option<PathMemory>>,
     /// Since when the peer has not answered.
-    silent_since: Mutex<Option<Clock>>,
+    silent_since: Mutex<Option<StdInstant>>,
     measured: Mutex<Measured>,
     trouble: Mutex<Trouble>,
     cruise: Mutex<Cruise>,
     alarms: Alarms,
     /// When the time of bulk's controller began, which is also the cruise's.
-    began: Clock,
+    began: StdInstant,
 }
 
 /// Two connections that were joined to a link, and what was said meanwhile.
@@ -177,12 +177,12 @@ impl Link {
                 .ip()
                 .to_canonical()
                 .is_loopback()
-                && let Some(delay) = Delay::of(connection)
+                && let Some(delay) = DelayController::of(connection)
             {
                 delay.set_local();
             }
         }
-        let began = Delay::of(&bulk).map_or_else(Clock::now, |delay| delay.began());
+        let began = DelayController::of(&bulk).map_or_else(StdInstant::now, |delay| delay.began());
         Self {
             id: joint.id,
             peer,
@@ -300,7 +300,7 @@ impl Link {
         self.silent_since().map(|since| since.elapsed())
     }
 
-    fn silent_since(&self) -> MutexGuard<'_, Option<Clock>> {
+    fn silent_since(&self) -> MutexGuard<'_, Option<StdInstant>> {
         self.silent_since
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -375,7 +375,7 @@ impl Link {
 
     /// Another link has taken this one's place: it ends once its streams have moved.
     pub(crate) fn retire(&self) {
-        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = Some(Clock::now());
+        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = Some(StdInstant::now());
     }
 
     /// Whether another link has its place.
@@ -437,7 +437,7 @@ impl Link {
     /// Tells the cruise what is believed about the path, and the controller what comes of it.
     fn look(&self, cruise: &mut Cruise, now: Instant) {
         if cruise.is_curious(now)
-            && let Some(delay) = Delay::of(&self.bulk)
+            && let Some(delay) = DelayController::of(&self.bulk)
         {
             let estimate = delay.estimate();
             let left = self.urgent.stats().udp_tx;
@@ -481,13 +481,13 @@ impl Link {
     }
 
     /// What bulk has learnt about the path, for the link that follows this one.
-    pub(crate) fn learnt(&self) -> Option<Known> {
+    pub(crate) fn learnt(&self) -> Option<PathMemory> {
         *self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the link before this one has learnt.
-    pub(crate) fn resume(&self, known: Known) {
-        if let Some(delay) = Delay::of(&self.bulk) {
+    pub(crate) fn resume(&self, known: PathMemory) {
+        if let Some(delay) = DelayController::of(&self.bulk) {
             delay.resume(known);
         }
     }
@@ -495,7 +495,7 @@ impl Link {
     /// What the bulk connection believes about the path, or the urgent one while bulk has sent nothing, as it is
     /// told: without what nobody knows. The rate is that of the first of the two that knows it.
     pub(crate) fn estimate(&self) -> Estimate {
-        let of = |connection| Delay::of(connection).map(|delay| delay.estimate());
+        let of = |connection| DelayController::of(connection).map(|delay| delay.estimate());
         let (bulk, urgent) = (of(&self.bulk), of(&self.urgent));
         let mut both = [bulk, urgent].into_iter().flatten();
         let known = both.find(|estimate| estimate.is_known);
@@ -553,7 +553,7 @@ impl Link {
         let is_stalled = self.tick(rounds);
         let hearing = {
             let mut since = self.silent_since();
-            *since = is_stalled.then(|| since.unwrap_or_else(Clock::now));
+            *since = is_stalled.then(|| since.unwrap_or_else(StdInstant::now));
             Hearing::after(since.map(|since| since.elapsed()))
         };
         let is_news = std::mem::replace(&mut rounds.hearing, hearing) != hearing;
@@ -601,7 +601,7 @@ impl Link {
 
     fn ask_on(&self, leg: Leg) {
         let connection = self.connection(leg);
-        if let Some(delay) = Delay::of(connection) {
+        if let Some(delay) = DelayController::of(connection) {
             delay.ask();
         }
         // No flow has a datagram of no bytes; a connection that is over needs none.
@@ -616,7 +616,7 @@ impl Link {
 
     /// Waits until the peer has acknowledged something behind a question.
     async fn answered(&self) {
-        let [urgent, bulk] = [&self.urgent, &self.bulk].map(Delay::of);
+        let [urgent, bulk] = [&self.urgent, &self.bulk].map(DelayController::of);
         let (Some(urgent), Some(bulk)) = (urgent, bulk) else {
             return std::future::pending().await;
         };
@@ -632,7 +632,7 @@ impl Link {
         self.count_packets(&mut rounds.packets, &stats);
         let now = Instant::ZERO + rounds.began.elapsed();
         // Each is a copy of all that its connection has learnt: once a tick is enough.
-        let delays = [&self.urgent, &self.bulk].map(Delay::of);
+        let delays = [&self.urgent, &self.bulk].map(DelayController::of);
         let mut is_stalled = false;
         for ((watch, stats), delay) in rounds.watches.iter_mut().zip(&stats).zip(&delays) {
             is_stalled |= watch.look(seen(delay.as_ref(), stats), now);
@@ -684,10 +684,10 @@ impl Link {
     }
 
     /// Tells the urgent connection what bulk knows about the path, and both how much to buffer.
-    fn share_estimate(&self, urgent: &Delay, bulk: &Estimate) {
+    fn share_estimate(&self, urgent: &DelayController, bulk: &Estimate) {
         if bulk.is_settled {
             let mut learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
-            *learnt = Some(Known {
+            *learnt = Some(PathMemory {
                 bytes_per_second: bulk.rate_bytes_per_second,
                 rtt: bulk.base_rtt,
             });

@@ -15,7 +15,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use tokio::net::UnixDatagram;
 use tokio::sync::watch;
-use tokio::time::{Instant as Clock, sleep_until};
+use tokio::time::{Instant as TokioInstant, sleep_until};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::time::Instant;
 
@@ -77,7 +77,7 @@ impl Network {
 
     async fn listen(&self) -> io::Result<()> {
         let socket = open()?;
-        let (mut calm, began) = (Calm::default(), Clock::now());
+        let (mut calm, began) = (Calm::default(), TokioInstant::now());
         let mut buffer = [0; BUFFER_BYTES];
         loop {
             let due = calm.due.map(|due| began + due.since(Instant::ZERO));

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Instant as Clock, SystemTime};
+use std::time::{Instant as StdInstant, SystemTime};
 
 use governor::{DefaultDirectRateLimiter, Quota};
 use tokio::sync::watch;
@@ -41,13 +41,13 @@ use crate::measuring::probe;
 use crate::operators::health::{self, Whose};
 use crate::operators::last_hour::Recent;
 use crate::operators::status;
-use crate::quic::congestion::Known;
+use crate::quic::congestion::PathMemory;
 use crate::quic::transport;
 use crate::shaping::pace::Pacer;
 use crate::shaping::shares::Shaping;
 use crate::shaping::timetable;
-use crate::streams::datagrams::Flows;
-use crate::streams::serve::Told;
+use crate::streams::datagrams::DatagramFlows;
+use crate::streams::serve::StreamLog;
 use crate::streams::table::Streams;
 use crate::trust::failures::Failures;
 use crate::trust::standing::{self, Chain};
@@ -143,12 +143,12 @@ pub(crate) struct Peer {
     pub streams: Arc<Streams>,
     /// How soon the peer's next stream may begin, whatever link it comes over.
     pub begins: DefaultDirectRateLimiter,
-    pub datagrams: Flows,
+    pub datagrams: DatagramFlows,
     pub recent: Recent,
     /// Attempts to reach it so far, by cause.
     pub dials: [AtomicU64; Cause::ALL.len()],
     /// Which streams that it opens in vain are told of.
-    pub told: Told,
+    pub told: StreamLog,
     pub probes: probe::Tally,
     /// How often to measure the way to it, and at what price.
     pub probe: Option<ProbeConfig>,
@@ -164,11 +164,11 @@ pub(crate) struct Peer {
     /// Where it is noted whose certificates were refused.
     rejections: Arc<Rejections>,
     /// What the last link has learnt about the path.
-    known: Mutex<Option<Known>>,
+    known: Mutex<Option<PathMemory>>,
     /// What was agreed on with it when an outage took the last link.
     presumed: Mutex<Option<(HostIdentity, Terms)>>,
     /// When the link was lost, newest last.
-    losses: Mutex<VecDeque<Clock>>,
+    losses: Mutex<VecDeque<StdInstant>>,
     failures: Mutex<Failures>,
     rivals: Mutex<Rivals>,
 }
@@ -206,10 +206,10 @@ impl Peer {
             counters: Arc::default(),
             streams: Arc::new(Streams::new(limits.peer_streams as usize)),
             begins: DefaultDirectRateLimiter::direct(Quota::per_second(STREAMS_PER_SECOND)),
-            datagrams: Flows::default(),
+            datagrams: DatagramFlows::default(),
             recent: Recent::default(),
             dials: Default::default(),
-            told: Told::default(),
+            told: StreamLog::default(),
             probes: probe::Tally::default(),
             probe: config.probe,
             clients: Mutex::new(clients),
@@ -432,7 +432,7 @@ impl Peer {
     /// Times the link was lost of late.
     pub(crate) fn recent_loss_count(&self) -> usize {
         let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_recent = |at: &&Clock| at.elapsed() < health::RECENT;
+        let is_recent = |at: &&StdInstant| at.elapsed() < health::RECENT;
         losses.iter().filter(is_recent).count()
     }
 
@@ -443,7 +443,7 @@ impl Peer {
         if losses.len() == LOSS_COUNT_MAX {
             losses.pop_front();
         }
-        losses.push_back(Clock::now());
+        losses.push_back(StdInstant::now());
     }
 
     /// Asks for a new link in place of the one we have, which works until then.
@@ -498,7 +498,7 @@ impl Peer {
             if state.up().is_some() {
                 return false;
             }
-            is_told = self.failures().is_news(fault, Clock::now());
+            is_told = self.failures().is_news(fault, StdInstant::now());
             let is_news = state.reason != fault.detail || state.remedy != fault.remedy;
             if is_news {
                 state.reason.clone_from(&fault.detail);
@@ -603,7 +603,7 @@ impl Peer {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+    fn known(&self) -> MutexGuard<'_, Option<PathMemory>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -635,7 +635,7 @@ impl Peer {
 
     /// The words to show while two tunnels with the peer's identity are there.
     pub(crate) fn rivals_shown(&self) -> Option<String> {
-        self.rivals().shown(Clock::now())
+        self.rivals().shown(StdInstant::now())
     }
 
     /// Watches a link to its end.

@@ -47,7 +47,7 @@ impl Hearing {
 
 /// What a connection's counters say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Seen {
+pub(crate) struct Counted {
     /// Packets of ours that have arrived, as the peer says. What else comes from it tells nothing of that: where one
     /// direction is lost, it asks on and on, and says again what it had before.
     pub arrived: u64,
@@ -69,7 +69,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Looks at the counters; says whether the peer has stopped answering.
-    pub(crate) fn look(&mut self, seen: Seen, now: Instant) -> bool {
+    pub(crate) fn look(&mut self, seen: Counted, now: Instant) -> bool {
         let slept = now.since(self.looked);
         self.looked = now;
         if seen.arrived != self.arrived {
@@ -105,8 +105,8 @@ mod tests {
     const TICK: u64 = 50;
     const TICK_STEP: usize = 50;
 
-    fn seen(arrived: u64, asked: u64) -> Seen {
-        Seen {
+    fn seen(arrived: u64, asked: u64) -> Counted {
+        Counted {
             arrived,
             asked,
             rtt: RTT,
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn a_long_path_gets_longer() {
         let mut watch = Watch::default();
-        let seen = |asked| Seen {
+        let seen = |asked| Counted {
             arrived: 1,
             asked,
             rtt: Duration::from_millis(600),

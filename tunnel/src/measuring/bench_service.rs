@@ -1,7 +1,7 @@
 //! The tunnel's built-in service: discards, sends or echoes bytes for `towpath tunnel bench`.
 //!
 //! It is configured like any other service, with a name and the sites that may reach it. Its socket
-//! is `builtin:bench` in place of a path. A stream begins with one [`Wish`]:
+//! is `builtin:bench` in place of a path. A stream begins with one [`BenchRequest`]:
 //!
 //! ```text
 //!  sink    bytes, end ──►            ◄── total received, 8 bytes
@@ -66,7 +66,7 @@ fn take_place(places: &Arc<Places<Name>>, site: &Name) -> io::Result<Place<Name>
 
 /// What a stream to this service asks for: its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum BenchRequest {
     /// Discard what arrives, and send the total at the end.
     Sink,
     /// Discard what arrives, and send the count so far meanwhile.
@@ -79,7 +79,7 @@ pub enum Wish {
     Usage,
 }
 
-impl Wish {
+impl BenchRequest {
     /// The byte that stands for it.
     #[must_use]
     pub const fn byte(self) -> u8 {
@@ -187,20 +187,20 @@ pub(crate) async fn connect(socket: &Path, link: &Link) -> io::Result<UnixStream
 /// Serves one stream, after the tunnel has written its `Accepted` into it.
 async fn serve(mut stream: UnixStream, usage: Usage) -> io::Result<()> {
     skip_accepted(&mut stream).await?;
-    let wish = Wish::of(stream.read_u8().await?);
+    let wish = BenchRequest::of(stream.read_u8().await?);
     match wish {
-        Some(Wish::Sink) => {
+        Some(BenchRequest::Sink) => {
             let came = AtomicU64::new(0);
             swallow(&mut stream, &came).await?;
             stream.write_u64_le(came.into_inner()).await
         }
-        Some(Wish::Count) => count(&mut stream).await,
-        Some(Wish::Source) => source(&mut stream).await,
-        Some(Wish::Echo) => {
+        Some(BenchRequest::Count) => count(&mut stream).await,
+        Some(BenchRequest::Source) => source(&mut stream).await,
+        Some(BenchRequest::Echo) => {
             let (mut read, mut write) = stream.split();
             tokio::io::copy(&mut read, &mut write).await.map(drop)
         }
-        Some(Wish::Usage) => stream.write_all(&usage.encode()).await,
+        Some(BenchRequest::Usage) => stream.write_all(&usage.encode()).await,
         None => Ok(()),
     }
 }
@@ -326,13 +326,13 @@ mod tests {
         };
         assert_eq!(Usage::decode(&usage.encode()), usage);
         for wish in [
-            Wish::Sink,
-            Wish::Count,
-            Wish::Source,
-            Wish::Echo,
-            Wish::Usage,
+            BenchRequest::Sink,
+            BenchRequest::Count,
+            BenchRequest::Source,
+            BenchRequest::Echo,
+            BenchRequest::Usage,
         ] {
-            assert_eq!(Wish::of(wish.byte()), Some(wish));
+            assert_eq!(BenchRequest::of(wish.byte()), Some(wish));
         }
     }
 }

@@ -88,24 +88,24 @@ impl Direction {
 pub(crate) struct Outlook {
     zone: Zone,
     folder: Option<Arc<Folder>>,
-    peers: BTreeMap<Name, Mutex<Known>>,
+    peers: BTreeMap<Name, Mutex<PeerHistory>>,
 }
 
 /// What is known of one peer.
 #[derive(Debug, Default)]
-struct Known {
+struct PeerHistory {
     /// By direction; none until the history has been read.
     forecasters: Option<[Forecaster; 2]>,
     /// They are being learnt anew.
     is_learning: bool,
-    seen: Option<Seen>,
+    seen: Option<Snapshot>,
     /// What a probe found since the last look, in bytes per second.
     probed: Option<u64>,
 }
 
 /// What had been counted at the last look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Seen {
+struct Snapshot {
     link: LinkId,
     at: Instant,
     /// By the estimator.
@@ -117,7 +117,7 @@ struct Seen {
     came: [u64; CAME_COUNT],
 }
 
-impl Seen {
+impl Snapshot {
     /// Notes what has come since the look before.
     fn note_came(&mut self, before: Option<&Self>) {
         if let Some(before) = before.filter(|before| before.link == self.link) {
@@ -252,7 +252,7 @@ impl Outlook {
     }
 }
 
-impl Known {
+impl PeerHistory {
     /// Whether something has to be learnt anew and is not yet.
     fn has_to_learn(&mut self) -> bool {
         let is_astray =
@@ -263,20 +263,20 @@ impl Known {
     }
 }
 
-fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+fn lock(known: &Mutex<PeerHistory>) -> MutexGuard<'_, PeerHistory> {
     // A forecaster is whole between any two calls.
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the last second was like, by direction.
-fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
+fn sample(peer: &Peer, seen: &mut Option<Snapshot>) -> [Sample; 2] {
     let state = peer.state();
     let Some(link) = state.link.clone().filter(|_| state.is_usable()) else {
         *seen = None;
         return [Sample::Down; 2];
     };
     let (measured, estimate) = (link.measured(), link.estimate());
-    let mut now = Seen {
+    let mut now = Snapshot {
         link: link.id,
         at: Instant::now(),
         filled_bytes: estimate.filled_bytes,
@@ -306,7 +306,11 @@ fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
 
 /// What the last second was like for who receives. What the peer says of its path is a hint: it counts as far as what
 /// came bears it out, and else what came is all that is known.
-fn receiving(claim: Option<u64>, (before, now): (Option<Seen>, Seen), received: f64) -> Sample {
+fn receiving(
+    claim: Option<u64>,
+    (before, now): (Option<Snapshot>, Snapshot),
+    received: f64,
+) -> Sample {
     let claim = claim.filter(|claim| now.supports(*claim));
     match (claim, reached(before, now, 1)) {
         (Some(rate), _) => Sample::Capacity(precise(rate).max(received)),
@@ -316,7 +320,7 @@ fn receiving(claim: Option<u64>, (before, now): (Option<Seen>, Seen), received: 
 }
 
 /// The cap of a direction, in bytes per second, if it was the limit since the last look.
-fn reached(before: Option<Seen>, now: Seen, direction: usize) -> Option<f64> {
+fn reached(before: Option<Snapshot>, now: Snapshot, direction: usize) -> Option<f64> {
     let before = before.filter(|before| before.link == now.link)?;
     let ((bytes_before, cap_before), (bytes, cap)) = (before.wire[direction], now.wire[direction]);
     let cap = cap.filter(|_| cap == cap_before)?;
@@ -327,7 +331,7 @@ fn reached(before: Option<Seen>, now: Seen, direction: usize) -> Option<f64> {
 }
 
 /// The rate since the last look, if the path was the limit for long enough.
-fn filled(before: Option<Seen>, now: Seen) -> Option<f64> {
+fn filled(before: Option<Snapshot>, now: Snapshot) -> Option<f64> {
     let before = before.filter(|before| before.link == now.link)?;
     let bytes = now.filled_bytes.checked_sub(before.filled_bytes)?;
     let time = now.filled_time.checked_sub(before.filled_time)?;
@@ -405,8 +409,8 @@ pub(crate) async fn save_all(core: &Arc<Core>) {
 mod tests {
     use super::*;
 
-    fn seen(link: u128, filled_bytes: u64, millis: u64) -> Seen {
-        Seen {
+    fn seen(link: u128, filled_bytes: u64, millis: u64) -> Snapshot {
+        Snapshot {
             link: LinkId(link),
             at: Instant::now(),
             filled_bytes,
@@ -417,7 +421,7 @@ mod tests {
     }
 
     /// Looks at a link over which so many bytes came in each second; gives the last two.
-    fn looked_at(came: &[u64]) -> (Option<Seen>, Seen) {
+    fn looked_at(came: &[u64]) -> (Option<Snapshot>, Snapshot) {
         let mut all = 0;
         let mut looks = (None, seen(1, 0, 0));
         for bytes in came {
@@ -465,7 +469,7 @@ mod tests {
             seen.wire[0] = (bytes, cap);
             (Duration::from_secs(seconds), seen)
         };
-        let check = |(after, mut now): (Duration, Seen), before: Option<Seen>| {
+        let check = |(after, mut now): (Duration, Snapshot), before: Option<Snapshot>| {
             now.at = before.map_or(now.at, |before| before.at) + after;
             reached(before, now, 0)
         };

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::{Instant as Clock, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio::time::{
+    Instant as TokioInstant, MissedTickBehavior, interval, sleep, timeout, timeout_at,
+};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::{Class, Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
@@ -28,7 +30,7 @@ use crate::config::ProbeConfig;
 use crate::core::Core;
 use crate::links::link::{Link, per_million};
 use crate::links::peer::Peer;
-use crate::measuring::bench_service::Wish;
+use crate::measuring::bench_service::BenchRequest;
 use crate::path::estimate::Estimate;
 use crate::streams::local;
 
@@ -132,14 +134,14 @@ pub enum ProbeLimit {
 
 /// What limited a probe that has not filled the path.
 #[derive(Debug, Clone, Copy)]
-struct Held {
+struct ProbeBounds {
     /// Bytes per second of the probe, and of all other classes to the peer meanwhile.
     rates: (u64, u64),
     cap: Option<u64>,
     is_out_of_time: bool,
 }
 
-impl Held {
+impl ProbeBounds {
     /// The most likely limit. Other traffic comes first, because it explains more than too small a
     /// budget.
     fn by(self) -> ProbeLimit {
@@ -280,7 +282,7 @@ async fn probe(
         class: Class::Scavenger,
     };
     let link = peer.link()?;
-    let begun = local::begin(core, &open, local::Kind::default()).await?;
+    let begun = local::begin(core, &open, local::StreamOrigin::default()).await?;
     let (ours, theirs) = UnixStream::pair().map_err(|error| broken(&error))?;
     let carrying = {
         let (core, mut theirs) = (Arc::clone(core), theirs);
@@ -317,12 +319,12 @@ async fn exchange(
     sent: &AtomicU64,
 ) -> Result<(u64, Duration), Fault> {
     let began = Instant::now();
-    let until = Clock::now() + Duration::from_millis(budget.time_ms);
+    let until = TokioInstant::now() + Duration::from_millis(budget.time_ms);
     let chunk = [0; CHUNK_BYTES];
     let sending = async {
-        stream.write_all(&[Wish::Sink.byte()]).await?;
+        stream.write_all(&[BenchRequest::Sink.byte()]).await?;
         let mut left = budget.bytes;
-        while left > 0 && Clock::now() < until {
+        while left > 0 && TokioInstant::now() < until {
             let count = left.min(CHUNK_BYTES as u64);
             let piece = &chunk[..usize::try_from(count).unwrap_or(CHUNK_BYTES)];
             // A path that carries nothing at all must not block the probe.
@@ -408,7 +410,7 @@ impl Looks {
         let goodput = per_second(bytes, time);
         let filled = filled(&self.before, &after).or_else(|| link.capacity_shown_by(goodput));
         let rate = filled.unwrap_or(goodput);
-        let held = Held {
+        let held = ProbeBounds {
             rates: (
                 goodput,
                 per_second(others(peer).saturating_sub(self.others), time),
@@ -519,29 +521,29 @@ mod tests {
 
     #[test]
     fn what_kept_a_probe_from_filling_the_path_is_told() {
-        let held = Held {
+        let held = ProbeBounds {
             rates: (1000, 0),
             cap: None,
             is_out_of_time: false,
         };
         assert_eq!(held.by(), ProbeLimit::Budget);
-        let late = Held {
+        let late = ProbeBounds {
             is_out_of_time: true,
             ..held
         };
         assert_eq!(late.by(), ProbeLimit::Time);
-        let capped = |cap| Held {
+        let capped = |cap| ProbeBounds {
             cap: Some(cap),
             ..late
         };
         assert_eq!(capped(1100).by(), ProbeLimit::Cap);
         assert_eq!(capped(2000).by(), ProbeLimit::Time);
-        let beside = Held {
+        let beside = ProbeBounds {
             rates: (1000, 1001),
             ..capped(2000)
         };
         assert_eq!(beside.by(), ProbeLimit::Traffic);
-        let share = Held {
+        let share = ProbeBounds {
             rates: (1000, 900),
             ..capped(2000)
         };

@@ -52,7 +52,7 @@ use losses::Losses;
 pub use marked::Marked;
 use round::Round;
 use spans::{Base, Peak};
-use told::Told;
+use told::Shown;
 
 /// The queue we allow ourselves at the bottleneck.
 pub const ALLOWANCE: Duration = Duration::from_millis(4);
@@ -232,7 +232,7 @@ pub struct Estimator {
     /// The window at which a startup ends: what the path holds, if that is known.
     startup_bytes_max: u64,
     marked: [Marked; 2],
-    told: Told,
+    told: Shown,
     /// See [`Estimate::is_known`].
     is_known: bool,
 }
@@ -274,7 +274,7 @@ impl Estimator {
             interrupted_until: Instant::ZERO,
             startup_bytes_max: WINDOW_BYTES_MAX,
             marked: Default::default(),
-            told: Told::default(),
+            told: Shown::default(),
             is_known: false,
         }
     }
@@ -618,7 +618,7 @@ impl Estimator {
             current: base,
             previous: Duration::MAX,
         };
-        self.told = Told::default();
+        self.told = Shown::default();
         self.rate_bytes_per_second = rate;
         self.startup_bytes_max = self.window_for(rate, base);
         self.start_from(now, self.window_bytes.max(self.startup_bytes_max / 4));

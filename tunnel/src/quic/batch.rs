@@ -42,13 +42,13 @@ struct Shared {
     socket: Arc<dyn AsyncUdpSocket>,
     /// Size of each packet of the last batch.
     packet_bytes: AtomicUsize,
-    held: Mutex<Held>,
+    held: Mutex<HeldBatch>,
     arrivals: Mutex<Arrivals>,
 }
 
 /// Packets held for others of the same size to the same destination.
 #[derive(Debug, Default)]
-struct Held {
+struct HeldBatch {
     contents: Vec<u8>,
     packet_bytes: usize,
     way: Option<Way>,
@@ -119,7 +119,7 @@ fn sweep(
     Poll::Pending
 }
 
-impl Held {
+impl HeldBatch {
     /// Whether these packets may be added to the held batch.
     fn fits(&self, transmit: &Transmit<'_>) -> bool {
         let bytes = transmit.contents.len();
@@ -169,7 +169,7 @@ impl Way {
 }
 
 impl Shared {
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, HeldBatch> {
         // Nothing panics while the lock is held.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

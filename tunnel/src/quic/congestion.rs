@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
@@ -23,7 +23,7 @@ const URGENT_PACKETS: u64 = 64;
 
 /// What an earlier connection learnt about the path to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct PathMemory {
     pub bytes_per_second: u64,
     /// Round trip without a queue.
     pub rtt: Duration,
@@ -31,17 +31,17 @@ pub(crate) struct Known {
 
 /// The congestion controller; keeps the queue at the bottleneck short, see [`crate::path::estimate`].
 #[derive(Debug, Clone)]
-pub(crate) struct Delay {
+pub(crate) struct DelayController {
     estimator: Estimator,
     gaps: Gaps,
     packet_bytes: u64,
-    began: Clock,
+    began: StdInstant,
     /// Bytes sent and neither acknowledged nor lost; perhaps a little more, because it counts
     /// packets that are never acknowledged.
     in_flight_bytes: u64,
     /// Number of packets acknowledged.
     arrived: u64,
-    /// How many of the questions counted by [`Delay::ask`] were sent.
+    /// How many of the questions counted by [`DelayController::ask`] were sent.
     asked: u64,
     hints: Arc<Hints>,
 }
@@ -52,20 +52,20 @@ struct Hints {
     floor_bytes: AtomicU64,
     is_local: AtomicBool,
     is_cruising: AtomicBool,
-    /// See [`Delay::part`].
+    /// See [`DelayController::part`].
     is_parting: AtomicBool,
-    /// See [`Delay::ask`].
+    /// See [`DelayController::ask`].
     questions: AtomicU64,
     is_unanswered: AtomicBool,
     answered: Notify,
-    /// See [`Delay::resume`]; zero once taken over.
+    /// See [`DelayController::resume`]; zero once taken over.
     known_bytes_per_second: AtomicU64,
     known_rtt_nanos: AtomicU64,
-    /// See [`Delay::mark`].
+    /// See [`DelayController::mark`].
     marked_nanos: [[AtomicU64; 2]; 2],
 }
 
-impl Delay {
+impl DelayController {
     /// A factory of controllers, one per connection; the accepting side does not know the leg yet.
     pub(crate) const fn factory(leg: Option<Leg>) -> DelayFactory {
         DelayFactory {
@@ -94,7 +94,7 @@ impl Delay {
     }
 
     /// Passes on what an earlier connection to the same peer has learnt about the path.
-    pub(crate) fn resume(&self, known: Known) {
+    pub(crate) fn resume(&self, known: PathMemory) {
         let nanos = u64::try_from(known.rtt.as_nanos()).unwrap_or(u64::MAX);
         self.hints.known_rtt_nanos.store(nanos, Ordering::Relaxed);
         let rate = known.bytes_per_second;
@@ -147,30 +147,30 @@ impl Delay {
     }
 
     /// Start of the controller's time.
-    pub(crate) const fn began(&self) -> Clock {
+    pub(crate) const fn began(&self) -> StdInstant {
         self.began
     }
 
-    fn at(&self, clock: Clock) -> Instant {
+    fn at(&self, clock: StdInstant) -> Instant {
         let elapsed = clock.saturating_duration_since(self.began);
         Instant::ZERO + elapsed
     }
 }
 
-/// Makes [`Delay`] controllers.
+/// Makes [`DelayController`] controllers.
 #[derive(Debug)]
 pub(crate) struct DelayFactory {
     packets: u64,
 }
 
 impl ControllerFactory for DelayFactory {
-    fn build(self: Arc<Self>, now: Clock, current_mtu: u16) -> Box<dyn Controller> {
+    fn build(self: Arc<Self>, now: StdInstant, current_mtu: u16) -> Box<dyn Controller> {
         let packet_bytes = u64::from(current_mtu);
         let window_bytes = self.packets * packet_bytes;
         // The clock starts a little earlier, because a packet may have been stamped just before
         // this.
         let began = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
-        let mut delay = Delay {
+        let mut delay = DelayController {
             estimator: Estimator::new(packet_bytes, window_bytes, Instant::ZERO),
             gaps: Gaps::default(),
             packet_bytes,
@@ -185,16 +185,16 @@ impl ControllerFactory for DelayFactory {
     }
 }
 
-impl Controller for Delay {
-    fn on_sent(&mut self, _now: Clock, bytes: u64, _last_packet_number: u64) {
+impl Controller for DelayController {
+    fn on_sent(&mut self, _now: StdInstant, bytes: u64, _last_packet_number: u64) {
         self.in_flight_bytes += bytes;
         self.asked = self.hints.questions.load(Ordering::Relaxed);
     }
 
     fn on_ack(
         &mut self,
-        now: Clock,
-        sent: Clock,
+        now: StdInstant,
+        sent: StdInstant,
         bytes: u64,
         app_limited: bool,
         _rtt: &RttEstimator,
@@ -233,7 +233,7 @@ impl Controller for Delay {
 
     fn on_end_acks(
         &mut self,
-        _now: Clock,
+        _now: StdInstant,
         in_flight: u64,
         _app_limited: bool,
         _largest: Option<u64>,
@@ -241,7 +241,13 @@ impl Controller for Delay {
         self.in_flight_bytes = in_flight;
     }
 
-    fn on_congestion_event(&mut self, now: Clock, sent: Clock, is_all: bool, lost_bytes: u64) {
+    fn on_congestion_event(
+        &mut self,
+        now: StdInstant,
+        sent: StdInstant,
+        is_all: bool,
+        lost_bytes: u64,
+    ) {
         let (now, sent) = (self.at(now), self.at(sent));
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(lost_bytes);
         self.estimator.on_loss(now, sent, lost_bytes, is_all);
@@ -293,12 +299,12 @@ mod tests {
 
     #[test]
     fn a_question_goes_out_behind_a_full_window_and_takes_no_second_packet_along() {
-        let now = Clock::now();
-        let mut delay = Arc::new(Delay::factory(Some(Leg::Bulk))).build(now, 1452);
+        let now = StdInstant::now();
+        let mut delay = Arc::new(DelayController::factory(Some(Leg::Bulk))).build(now, 1452);
         let window = delay.window();
         delay.on_sent(now, window + 1000, 10);
         let full = window + 1000;
-        let asking = delay.clone_box().into_any().downcast::<Delay>();
+        let asking = delay.clone_box().into_any().downcast::<DelayController>();
         asking.expect("one of ours").ask();
         // QUIC's own condition, for one packet and for two.
         assert!(full + 1452 < delay.window());
@@ -309,9 +315,12 @@ mod tests {
 
     #[test]
     fn no_more_is_under_way_than_leaves_the_gaps_that_the_other_side_keeps() {
-        let now = Clock::now();
-        let factory = Arc::new(Delay::factory(Some(Leg::Bulk)));
-        let mut delay = factory.build(now, 1452).into_any().downcast::<Delay>();
+        let now = StdInstant::now();
+        let factory = Arc::new(DelayController::factory(Some(Leg::Bulk)));
+        let mut delay = factory
+            .build(now, 1452)
+            .into_any()
+            .downcast::<DelayController>();
         let delay = delay.as_mut().expect("one of ours");
         delay.set_floor(128 << 20);
         assert_eq!(delay.window(), 128 << 20);

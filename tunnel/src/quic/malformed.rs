@@ -8,7 +8,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant as Clock;
+use std::time::Instant as StdInstant;
 
 use bytes::BytesMut;
 use quinn::udp::{RecvMeta, Transmit};
@@ -57,7 +57,7 @@ pub(crate) struct Counting {
 }
 
 impl Driver for Counting {
-    fn new_timer(&self, at: Clock) -> Pin<Box<dyn AsyncTimer>> {
+    fn new_timer(&self, at: StdInstant) -> Pin<Box<dyn AsyncTimer>> {
         self.driver.new_timer(at)
     }
 
@@ -65,7 +65,7 @@ impl Driver for Counting {
         self.driver.spawn(Box::pin(lingering::driving(task)));
     }
 
-    fn now(&self) -> Clock {
+    fn now(&self) -> StdInstant {
         self.driver.now() + lingering::ahead()
     }
 

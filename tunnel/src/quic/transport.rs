@@ -16,7 +16,7 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Limits;
 use crate::path::windows;
-use crate::quic::congestion::Delay;
+use crate::quic::congestion::DelayController;
 
 /// How long QUIC keeps a silent connection: as long as streams wait for their peer, because they go
 /// on soonest over the connection they have. A path that is down is noticed long before, see
@@ -102,7 +102,7 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> TransportConfig {
         .mtu_discovery_config(Some(discovery))
         // The spin bit would tell onlookers our round trips, and us nothing.
         .allow_spin(false)
-        .congestion_controller_factory(Arc::new(Delay::factory(leg)));
+        .congestion_controller_factory(Arc::new(DelayController::factory(leg)));
     config
 }
 

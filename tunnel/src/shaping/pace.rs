@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use tokio::sync::{Notify, oneshot};
 use towpath_protocol::channel::Class;
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Pacer {
     state: Mutex<State>,
-    began: Clock,
+    began: StdInstant,
     lead: tokio::sync::Mutex<()>,
     /// Wakes the leader before its time.
     sooner: Notify,
@@ -62,7 +62,7 @@ impl Pacer {
                 planned: None,
                 left: [0; 2],
             }),
-            began: Clock::now(),
+            began: StdInstant::now(),
             lead: tokio::sync::Mutex::new(()),
             sooner: Notify::new(),
         }
@@ -374,7 +374,7 @@ mod tests {
             tokio::spawn(async move {
                 let quota = Quota::default();
                 let mut backlog = pace.backlog(Class::Bulk, &quota);
-                let (began, mut granted) = (Clock::now(), 0);
+                let (began, mut granted) = (StdInstant::now(), 0);
                 while began.elapsed() < time {
                     granted += backlog.grant(1 << 20).await;
                 }
@@ -395,7 +395,7 @@ mod tests {
         let paces: Vec<_> = (0..3)
             .map(|_| Arc::new(Pace::new(Arc::clone(&pacer))))
             .collect();
-        let began = Clock::now();
+        let began = StdInstant::now();
         let sum = granted(&paces, Duration::from_millis(300)).await;
         let most = rate.bytes_in(began.elapsed() + Duration::from_millis(20));
         assert!(sum <= most, "{sum} of {most}");
@@ -411,7 +411,7 @@ mod tests {
         ))));
         granted(std::slice::from_ref(&pace), Duration::from_millis(20)).await;
         assert!(pace.is_unobserved());
-        let began = Clock::now();
+        let began = StdInstant::now();
         while pace.is_unobserved() {
             assert!(
                 began.elapsed() < Duration::from_secs(5),
@@ -440,7 +440,7 @@ mod tests {
         // The next link's wire shows bytes that were not granted: all of them are charged.
         let next = Arc::new(Pace::new(Arc::clone(&pacer)));
         next.observe([0, sum]);
-        let (began, quota) = (Clock::now(), Quota::default());
+        let (began, quota) = (StdInstant::now(), Quota::default());
         next.backlog(Class::Bulk, &quota).grant(1000).await;
         let debt = rate.bytes_in(began.elapsed()) + rate.bytes_in(Duration::from_millis(40));
         assert!(debt >= sum, "{debt} of {sum}");

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
@@ -25,7 +25,7 @@ pub(crate) struct Quota {
 #[derive(Debug)]
 struct State {
     bucket: Bucket,
-    began: Clock,
+    began: StdInstant,
 }
 
 impl State {
@@ -53,7 +53,7 @@ impl Quota {
             (state, cap) => {
                 *state = cap.map(|rate| State {
                     bucket: Bucket::new(rate, Instant::ZERO),
-                    began: Clock::now(),
+                    began: StdInstant::now(),
                 });
             }
         }

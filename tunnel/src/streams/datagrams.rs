@@ -82,17 +82,17 @@ const PIPE_BYTES: usize = 256 * 1024;
 
 /// The flows with one peer, by number.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Flows(Arc<Mutex<BTreeMap<u64, mpsc::Sender<Bytes>>>>);
+pub(crate) struct DatagramFlows(Arc<Mutex<BTreeMap<u64, mpsc::Sender<Bytes>>>>);
 
 /// A flow that is there until it is dropped: what comes for it waits here.
 #[derive(Debug)]
 pub(crate) struct Registered {
-    flows: Flows,
+    flows: DatagramFlows,
     number: u64,
     heard: mpsc::Receiver<Bytes>,
 }
 
-impl Flows {
+impl DatagramFlows {
     /// Has the datagrams of a stream's flow heard from now on: its first may come right behind the word that it is open.
     pub(crate) fn register(&self, stream: StreamId) -> Registered {
         let (mailbox, heard) = mpsc::channel(WAITING_MAX);
@@ -217,7 +217,7 @@ pub(crate) async fn carry(
     let (peer, stream) = (Arc::clone(&begun.peer), Arc::clone(&begun.entry.stream));
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let (pipe_read, pipe_write) = tokio::io::split(ours);
-    let flow = Flow {
+    let flow = DatagramFlow {
         peer: &peer,
         stream: &stream,
         number: registered.number,
@@ -235,13 +235,13 @@ pub(crate) async fn carry(
     timeout(CLOSE_WAIT, living).await.unwrap_or(Ok(()))
 }
 
-struct Flow<'a> {
+struct DatagramFlow<'a> {
     peer: &'a Peer,
     stream: &'a Stream,
     number: u64,
 }
 
-impl Flow<'_> {
+impl DatagramFlow<'_> {
     async fn run(
         &self,
         registered: Registered,
@@ -430,7 +430,7 @@ struct Source {
     socket: Weak<UdpSocket>,
     address: SocketAddr,
     heard: mpsc::Receiver<Waiting>,
-    seen: Seen,
+    seen: LastHeard,
     is_answered: bool,
 }
 
@@ -458,13 +458,13 @@ impl Side for Source {
 
 /// When a source was last heard or answered.
 #[derive(Debug, Clone)]
-struct Seen {
+struct LastHeard {
     began: Instant,
     /// Milliseconds after that.
     at: Arc<AtomicU64>,
 }
 
-impl Seen {
+impl LastHeard {
     fn now() -> Self {
         let (began, at) = (Instant::now(), Arc::default());
         Self { began, at }
@@ -488,7 +488,7 @@ struct Mailbox {
     room: Room,
     /// The part of it that it need not ask the listener for.
     own: Room,
-    seen: Seen,
+    seen: LastHeard,
 }
 
 impl Mailbox {
@@ -542,8 +542,8 @@ impl Sources {
         &mut self,
         address: SocketAddr,
         first: Bytes,
-    ) -> Option<(mpsc::Receiver<Waiting>, Seen)> {
-        let ((inbox, heard), seen) = (mpsc::channel(WAITING_MAX), Seen::now());
+    ) -> Option<(mpsc::Receiver<Waiting>, LastHeard)> {
+        let ((inbox, heard), seen) = (mpsc::channel(WAITING_MAX), LastHeard::now());
         let mailbox = Mailbox {
             inbox,
             room: Room::new(WAITING_BYTES_MAX),

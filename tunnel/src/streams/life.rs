@@ -27,8 +27,8 @@ use crate::links::peer::Peer;
 use crate::quic::wire;
 use crate::streams::carrier::{Carrier, MOVED};
 use crate::streams::local::Begun;
-use crate::streams::pump::{self, Break, Flow, Settings};
-use crate::streams::seats::Guest;
+use crate::streams::pump::{self, Break, CopyState, Settings};
+use crate::streams::seats::SeatUse;
 use crate::streams::table::{Call, End, Entry, Stream};
 use vain::Vain;
 
@@ -57,7 +57,7 @@ pub(crate) fn live(
     let settings = Settings {
         pool: Arc::clone(&core.pool),
         stall: core.stall(),
-        is_patient: stream.guest == Guest::Application,
+        is_patient: stream.seat_use == SeatUse::Application,
         tail_bytes: core.limits.resume_tail.bytes(),
     };
     let outage = core.limits.outage_wait.duration();
@@ -69,7 +69,7 @@ pub(crate) fn live(
             settings: &settings,
             outage,
         };
-        let mut flow = Flow::default();
+        let mut flow = CopyState::default();
         let ended = life
             .to_the_end(&mut entry, &mut flow, &mut carrier, &mut local)
             .await;
@@ -127,7 +127,7 @@ impl Life<'_> {
     async fn to_the_end(
         &self,
         entry: &mut Entry,
-        flow: &mut Flow,
+        flow: &mut CopyState,
         carrier: &mut Carrier,
         local: &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     ) -> Result<Option<LinkId>, Fault> {
@@ -167,12 +167,17 @@ impl Life<'_> {
     }
 
     /// How much has gone either way, and was heard of.
-    fn carried_bytes(&self, flow: &Flow) -> u64 {
+    fn carried_bytes(&self, flow: &CopyState) -> u64 {
         self.stream.out().acknowledged() + flow.received().bytes
     }
 
     /// Takes the carrier that the peer offers, unless that is gone by the time it is answered.
-    async fn answered(&self, flow: &Flow, vain: &Vain, (mut next, theirs): Next) -> Option<Next> {
+    async fn answered(
+        &self,
+        flow: &CopyState,
+        vain: &Vain,
+        (mut next, theirs): Next,
+    ) -> Option<Next> {
         if let Some(pause) = vain.pause() {
             sleep(pause).await;
         }
@@ -184,7 +189,7 @@ impl Life<'_> {
     async fn carried(
         &self,
         entry: &mut Entry,
-        flow: &mut Flow,
+        flow: &mut CopyState,
         carrier: &mut Carrier,
         (read, write): &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     ) -> Step {
@@ -217,7 +222,7 @@ impl Life<'_> {
     async fn apart(
         &self,
         entry: &mut Entry,
-        flow: &mut Flow,
+        flow: &mut CopyState,
         (carrier, vain): (&mut Carrier, &Vain),
         (read, write): &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     ) -> Result<Option<Next>, Fault> {
@@ -358,7 +363,7 @@ impl Life<'_> {
     }
 
     /// Takes another carrier and goes back to where the peer is.
-    fn go_on(&self, flow: &mut Flow, (carrier, theirs): Next) -> Result<Carrier, Fault> {
+    fn go_on(&self, flow: &mut CopyState, (carrier, theirs): Next) -> Result<Carrier, Fault> {
         let again_bytes = flow.rewind(self.stream, theirs)?;
         let tally = &self.peer.streams.tally;
         tally.resumed.fetch_add(1, Ordering::Relaxed);

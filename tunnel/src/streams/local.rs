@@ -22,7 +22,7 @@ use crate::places::{Place, Places};
 use crate::quic::wire;
 use crate::streams::carrier::Carrier;
 use crate::streams::life;
-use crate::streams::seats::Guest;
+use crate::streams::seats::SeatUse;
 use crate::streams::table::{Beginner, Entry, Meter, Purpose};
 
 /// Pause after a failed accept, which mostly means that descriptors ran out.
@@ -102,7 +102,7 @@ impl LocalPlace {
     ///
     /// `E_BUSY` for an application if the place is kept for moves, or if too many wait for that peer.
     fn wait_for(&self, open: &Open) -> Result<Option<Place<Name>>, Fault> {
-        if Guest::of(open.class) == Guest::Move {
+        if SeatUse::of(open.class) == SeatUse::Move {
             return Ok(None);
         }
         if self.is_kept {
@@ -205,7 +205,7 @@ async fn converse(core: &Core, local: &mut UnixStream, place: &LocalPlace) -> Op
             return None;
         }
         Ok(open) => match place.wait_for(&open) {
-            Ok(_waiting) => begin(core, &open, Kind::default()).await,
+            Ok(_waiting) => begin(core, &open, StreamOrigin::default()).await,
             Err(fault) => Err(fault),
         },
         Err(fault) => Err(fault),
@@ -246,7 +246,7 @@ async fn read_open(core: &Core, local: &mut UnixStream) -> Result<Open, Fault> {
 
 /// For whom a stream is begun.
 #[derive(Debug, Default)]
-pub(crate) struct Kind {
+pub(crate) struct StreamOrigin {
     /// It stands beside datagrams.
     pub is_datagrams: bool,
     /// The channel whose connection it is, and so an application's, whatever its class.
@@ -255,11 +255,11 @@ pub(crate) struct Kind {
     pub meter: Arc<Meter>,
 }
 
-impl Kind {
-    const fn guest(&self, class: Class) -> Guest {
+impl StreamOrigin {
+    const fn seat_use(&self, class: Class) -> SeatUse {
         match self.channel {
-            Some(_) => Guest::Application,
-            None => Guest::of(class),
+            Some(_) => SeatUse::Application,
+            None => SeatUse::of(class),
         }
     }
 }
@@ -298,7 +298,7 @@ impl Begun {
 ///
 /// As the peer refuses; `E_NOT_FOUND` if it is none, `E_UNREACHABLE` without a link, `E_BUSY` if it takes
 /// no more streams, `E_STALLED` if it does not answer.
-pub(crate) async fn begin(core: &Core, open: &Open, kind: Kind) -> Result<Begun, Fault> {
+pub(crate) async fn begin(core: &Core, open: &Open, kind: StreamOrigin) -> Result<Begun, Fault> {
     let site = &open.peer;
     let peer = core.peer(site)?;
     let until = Instant::now() + ANSWER_WAIT;
@@ -333,13 +333,13 @@ async fn begin_over(
     (core, peer): (&Core, &Arc<Peer>),
     link: &Arc<Link>,
     open: &Open,
-    kind: &Kind,
+    kind: &StreamOrigin,
 ) -> Result<Begun, Fault> {
     let site = &open.peer;
     let leg = open.class.leg();
     let gone = |why: String| Fault::new(Code::Unreachable, format!("link to {site}: {why}"));
-    let guest = kind.guest(open.class);
-    let is_application = guest == Guest::Application;
+    let seat_use = kind.seat_use(open.class);
+    let is_application = seat_use == SeatUse::Application;
     let share = is_application.then(|| core.channels.share(kind.channel.clone(), (site, leg)));
     let opening = async {
         let seat = peer.streams.seats.take(leg, share).await;
@@ -357,7 +357,7 @@ async fn begin_over(
     let number = (core::random_stream()?, link.party());
     let purpose = Purpose {
         class: open.class,
-        guest,
+        seat_use,
         service: open.service.clone(),
         meter: Arc::clone(&kind.meter),
     };

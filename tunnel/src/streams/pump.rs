@@ -1,6 +1,6 @@
 //! Copies between a local program's socket and the carrier of a stream.
 //!
-//! Bytes that were read on one side and not yet passed on are in a [`Flow`], never in a future. So
+//! Bytes that were read on one side and not yet passed on are in a [`CopyState`], never in a future. So
 //! a copy can be stopped at any await, and another one continues it.
 //!
 //! A program may go away before it has read everything: a service that refuses an upload answers
@@ -80,7 +80,7 @@ pub(crate) struct Settings {
 
 /// The state of both directions; it outlives the carrier.
 #[derive(Debug, Default)]
-pub(crate) struct Flow {
+pub(crate) struct CopyState {
     outward: Outward,
     inward: Inward,
     /// The program takes no more: bytes for it are dropped.
@@ -113,7 +113,7 @@ struct Inward {
     is_shut: bool,
 }
 
-impl Flow {
+impl CopyState {
     /// What we have received of the peer's direction.
     pub(crate) const fn received(&self) -> Received {
         self.inward.offsets.received()
@@ -147,7 +147,7 @@ pub(crate) async fn run(
         &mut (impl AsyncRead + Unpin),
         &mut (impl AsyncWrite + Unpin),
     ),
-    flow: &mut Flow,
+    flow: &mut CopyState,
     carrier: &mut Carrier,
     stream: &Stream,
     settings: &Settings,
@@ -181,7 +181,7 @@ pub(crate) async fn run_apart(
         &mut (impl AsyncRead + Unpin),
         &mut (impl AsyncWrite + Unpin),
     ),
-    flow: &mut Flow,
+    flow: &mut CopyState,
     (stream, streams, link): (&Stream, &Streams, &Link),
     settings: &Settings,
 ) -> Result<(), Fault> {

@@ -55,14 +55,14 @@ pub(crate) struct Share {
 
 /// For whom a stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Guest {
+pub(crate) enum SeatUse {
     /// An application: it takes the seats that are for everybody, and its programs read when they like.
     Application,
     /// A move, or what measures the path: it takes any seat, and who reads nothing for too long ends it.
     Move,
 }
 
-impl Guest {
+impl SeatUse {
     /// For whom a stream of a class is, unless it is known to be an application's.
     pub(crate) const fn of(class: Class) -> Self {
         match class {
@@ -295,49 +295,49 @@ mod tests {
     #[tokio::test]
     async fn applications_leave_moves_their_seats_and_wait_in_a_row() {
         let seats = Seats::new(64);
-        let take = |leg, guest| {
-            let share = (guest == Guest::Application).then(alone);
+        let take = |leg, seat_use| {
+            let share = (seat_use == SeatUse::Application).then(alone);
             timeout(SOON, seats.take(leg, share))
         };
         let mut held = Vec::new();
         for taken in 0..48 {
             assert!(!seats.are_short(Leg::Urgent, &alone()));
             assert_eq!(seats.are_few(Leg::Urgent, &alone()), taken > 36);
-            held.push(take(Leg::Urgent, Guest::Application).await.unwrap());
+            held.push(take(Leg::Urgent, SeatUse::Application).await.unwrap());
         }
         assert!(seats.are_short(Leg::Urgent, &alone()) && !seats.are_short(Leg::Bulk, &alone()));
         assert!(!seats.are_few(Leg::Bulk, &alone()));
-        assert!(take(Leg::Urgent, Guest::Application).await.is_err());
-        let moves: Vec<_> = [(); 16].map(|()| take(Leg::Urgent, Guest::Move)).into();
+        assert!(take(Leg::Urgent, SeatUse::Application).await.is_err());
+        let moves: Vec<_> = [(); 16].map(|()| take(Leg::Urgent, SeatUse::Move)).into();
         let mut lanes = Vec::new();
         for lane in moves {
             lanes.push(lane.await.unwrap());
         }
         assert!(
-            take(Leg::Urgent, Guest::Move).await.is_err(),
+            take(Leg::Urgent, SeatUse::Move).await.is_err(),
             "the peer takes 64"
         );
         drop(lanes);
         held.pop();
-        assert!(take(Leg::Urgent, Guest::Application).await.is_ok());
-        assert!(take(Leg::Bulk, Guest::Application).await.is_ok());
+        assert!(take(Leg::Urgent, SeatUse::Application).await.is_ok());
+        assert!(take(Leg::Bulk, SeatUse::Application).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_move_may_have_every_seat_that_is_free() {
         let seats = Seats::new(4);
-        let take = |guest| {
-            let share = (guest == Guest::Application).then(alone);
+        let take = |seat_use| {
+            let share = (seat_use == SeatUse::Application).then(alone);
             timeout(SOON, seats.take(Leg::Bulk, share))
         };
         let mut held = Vec::new();
         for _ in 0..4 {
-            held.push(take(Guest::Move).await.unwrap());
+            held.push(take(SeatUse::Move).await.unwrap());
         }
-        assert!(take(Guest::Application).await.is_err());
+        assert!(take(SeatUse::Application).await.is_err());
         held.pop();
         // Who gave up waiting holds nothing.
-        assert!(take(Guest::Move).await.is_ok());
+        assert!(take(SeatUse::Move).await.is_ok());
         let one = Seats::new(1);
         assert!(!one.are_few(Leg::Urgent, &alone()));
         let only = timeout(SOON, one.take(Leg::Urgent, Some(alone()))).await;

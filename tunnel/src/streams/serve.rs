@@ -28,7 +28,7 @@ use crate::quic::wire;
 use crate::streams::carrier::Carrier;
 use crate::streams::datagrams::{self, Connected, Registered};
 use crate::streams::local::Begun;
-use crate::streams::seats::Guest;
+use crate::streams::seats::SeatUse;
 use crate::streams::table::{Beginner, Call, End, Entry, Found, Purpose, Stream};
 use strikes::Strikes;
 
@@ -42,7 +42,7 @@ const SERVICE_WAIT: Duration = Duration::from_secs(2);
 /// it may open 200 streams a second, and link after link. Each peer has its own, so that none keeps what others ask for
 /// out of the log.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct StreamLog {
     denied: Lines,
     unreached: Lines,
     pub outages: Lines,
@@ -52,7 +52,7 @@ pub(crate) struct Told {
     pub links: Lines,
 }
 
-impl Told {
+impl StreamLog {
     /// Says that a service's host refuses the datagrams of a flow.
     fn refused(&self, stream: &Stream, reach: &Endpoint) {
         let (peer, service) = (&stream.party.0, &stream.service);
@@ -252,10 +252,10 @@ async fn admit(
     let class = begin.open.class;
     let purpose = Purpose {
         class,
-        guest: match service.reach {
+        seat_use: match service.reach {
             // Moves go between programs that are told who is there.
-            Reach::Plain(_) => Guest::Application,
-            Reach::Told(_) => Guest::of(class),
+            Reach::Plain(_) => SeatUse::Application,
+            Reach::Told(_) => SeatUse::of(class),
         },
         service: begin.open.service.clone(),
         meter: Arc::clone(&service.meter),

@@ -19,7 +19,7 @@ use crate::shaping::pace::{Backlog, Pace};
 use crate::shaping::quota::Quota;
 use crate::streams::carrier::Carrier;
 use crate::streams::resume::Outgoing;
-use crate::streams::seats::{Guest, Seat, Seats};
+use crate::streams::seats::{Seat, SeatUse, Seats};
 
 /// Ends remembered per peer: many times what ends within a round trip of a busy peer.
 const ENDED_COUNT_MAX: usize = 1024;
@@ -77,7 +77,7 @@ impl Meter {
 #[derive(Debug, Clone)]
 pub(crate) struct Purpose {
     pub class: Class,
-    pub guest: Guest,
+    pub seat_use: SeatUse,
     pub service: Name,
     /// Counts its bytes in addition to the link.
     pub meter: Arc<Meter>,
@@ -97,7 +97,7 @@ pub(crate) enum Beginner {
 pub(crate) struct Stream {
     pub id: StreamId,
     pub class: Class,
-    pub guest: Guest,
+    pub seat_use: SeatUse,
     pub service: Name,
     pub meter: Arc<Meter>,
     pub party: Party,
@@ -315,7 +315,7 @@ impl Streams {
         let stream = Arc::new(Stream {
             id,
             class: purpose.class,
-            guest: purpose.guest,
+            seat_use: purpose.seat_use,
             service: purpose.service,
             meter: purpose.meter,
             party,
@@ -442,7 +442,7 @@ mod tests {
     fn add(streams: &Arc<Streams>, id: u128, beginner: Beginner) -> Result<Entry, Fault> {
         let purpose = Purpose {
             class: Class::App,
-            guest: Guest::Application,
+            seat_use: SeatUse::Application,
             service: "till".parse().unwrap(),
             meter: Arc::default(),
         };

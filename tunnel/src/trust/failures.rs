@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as Clock, SystemTime};
+use std::time::{Duration, Instant as StdInstant, SystemTime};
 
 use quinn::{Connection, ConnectionError, FrameStats, TransportErrorCode};
 use towpath_certs::{Refusal, Rejection};
@@ -296,7 +296,7 @@ impl LastRefused {
 pub(crate) struct Failures {
     last: Option<Kind>,
     /// Not more than there are codes and remedies here.
-    told: Vec<(Kind, Clock)>,
+    told: Vec<(Kind, StdInstant)>,
 }
 
 /// What failures have in common that differ in an address or a number.
@@ -304,13 +304,13 @@ type Kind = (Code, Option<String>);
 
 impl Failures {
     /// Whether a failure is to be told: it is of another kind than the last one, and its kind was not told of late.
-    pub(crate) fn is_news(&mut self, fault: &Fault, now: Clock) -> bool {
+    pub(crate) fn is_news(&mut self, fault: &Fault, now: StdInstant) -> bool {
         let kind = (fault.code, fault.remedy.clone());
         if self.last.as_ref() == Some(&kind) {
             return false;
         }
         self.last = Some(kind.clone());
-        let is_old = |at: Clock| now.saturating_duration_since(at) >= TOLD_AGAIN;
+        let is_old = |at: StdInstant| now.saturating_duration_since(at) >= TOLD_AGAIN;
         self.told.retain(|(_, at)| !is_old(*at));
         let is_told = self.told.iter().any(|(told, _)| *told == kind);
         if !is_told {
@@ -427,7 +427,7 @@ mod tests {
     #[test]
     fn a_reason_is_told_when_it_changes_and_two_in_turn_fill_no_log() {
         let mut failures = Failures::default();
-        let begin = Clock::now();
+        let begin = StdInstant::now();
         let fault = |code, number: u64| Fault::new(code, format!("attempt {number}"));
         let mut told = 0;
         for number in 0..100 {

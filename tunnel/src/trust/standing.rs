@@ -14,7 +14,7 @@
 //! The side that dialled makes the other link; what is on the first one moves over and sees nothing of it.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant as Clock, SystemTime};
+use std::time::{Duration, Instant as StdInstant, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use towpath_certs::{Identity, view};
@@ -60,7 +60,7 @@ struct Judged {
     standing: Standing,
     /// Under what was in use then.
     generation: Option<u64>,
-    foreign_since: Option<Clock>,
+    foreign_since: Option<StdInstant>,
 }
 
 /// How what a link was made with stands to what is in use now.
@@ -101,7 +101,8 @@ impl Papers {
             *judged = Judged {
                 standing,
                 generation: Some(generation),
-                foreign_since: is_foreign.then(|| judged.foreign_since.unwrap_or_else(Clock::now)),
+                foreign_since: is_foreign
+                    .then(|| judged.foreign_since.unwrap_or_else(StdInstant::now)),
             };
         }
         *judged

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
-use towpath_tunnel::bench_service::{SOCKET, USAGE_BYTES, Usage, Wish};
+use towpath_tunnel::bench_service::{BenchRequest, SOCKET, USAGE_BYTES, Usage};
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 
 fn allow(config: &mut Config, site: &str) {
@@ -19,7 +19,7 @@ fn allow(config: &mut Config, site: &str) {
     }
 }
 
-async fn ask(pair: &Pair, wish: Wish, class: Class) -> UnixStream {
+async fn ask(pair: &Pair, wish: BenchRequest, class: Class) -> UnixStream {
     let mut stream = pair.open("bench", class).await.unwrap();
     stream.write_all(&[wish.byte()]).await.unwrap();
     stream
@@ -44,25 +44,25 @@ async fn each_wish_is_granted_and_counted() {
     let pair = Pair::start_with(with, None).await;
     soon(async {
         let bytes = pattern(7, 3_000_000);
-        let mut sink = ask(&pair, Wish::Sink, Class::Bulk).await;
+        let mut sink = ask(&pair, BenchRequest::Sink, Class::Bulk).await;
         sink.write_all(&bytes).await.unwrap();
         sink.shutdown().await.unwrap();
         assert_eq!(sink.read_u64_le().await.unwrap(), 3_000_000);
 
-        let mut echo = ask(&pair, Wish::Echo, Class::Demand).await;
+        let mut echo = ask(&pair, BenchRequest::Echo, Class::Demand).await;
         echo.write_all(&bytes[..64]).await.unwrap();
         let mut heard = [0; 64];
         echo.read_exact(&mut heard).await.unwrap();
         assert_eq!(heard, bytes[..64]);
 
-        let mut source = ask(&pair, Wish::Source, Class::Bulk).await;
+        let mut source = ask(&pair, BenchRequest::Source, Class::Bulk).await;
         let mut heard = vec![1; 1_000_000];
         source.read_exact(&mut heard).await.unwrap();
         source.shutdown().await.unwrap();
         // Data in flight still arrives, and then the stream ends.
         source.read_to_end(&mut heard).await.unwrap();
 
-        let mut count = ask(&pair, Wish::Count, Class::Bulk).await;
+        let mut count = ask(&pair, BenchRequest::Count, Class::Bulk).await;
         count.write_all(&bytes[..1_000_000]).await.unwrap();
         // The count is reported before the end, or this would wait for ever.
         while count.read_u64_le().await.unwrap() < 1_000_000 {}
@@ -72,7 +72,7 @@ async fn each_wish_is_granted_and_counted() {
         count.read_to_end(&mut heard).await.unwrap();
         assert!(heard.ends_with(&1_000_005_u64.to_le_bytes()));
 
-        let mut usage = ask(&pair, Wish::Usage, Class::Control).await;
+        let mut usage = ask(&pair, BenchRequest::Usage, Class::Control).await;
         let mut told = [0; USAGE_BYTES];
         usage.read_exact(&mut told).await.unwrap();
         let told = Usage::decode(&told);

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use towpath_protocol::fault::Code;
 
 use super::Link;
-use crate::quic::congestion::Delay;
+use crate::quic::congestion::DelayController;
 use crate::quic::wire;
 
 /// How long the reason on the other connection is waited for: a round trip, for both were closed at once. Not less than a
@@ -121,7 +121,7 @@ impl Link {
 /// Closes a connection; the peer is told why, however full the path is.
 pub(crate) fn close(connection: &Connection, why: Code, words: &str) {
     let code: VarInt = wire::code(why);
-    if let Some(delay) = Delay::of(connection) {
+    if let Some(delay) = DelayController::of(connection) {
         delay.part();
     }
     connection.close(code, words.as_bytes());

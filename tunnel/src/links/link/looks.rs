@@ -1,13 +1,13 @@
 //! What a link sees when it looks at its connections' counters, and remembers until it looks again.
 
 use std::net::IpAddr;
-use std::time::Instant as Clock;
+use std::time::Instant as StdInstant;
 
 use quinn::{ConnectionStats, FrameStats, UdpStats};
 
 use super::measured::Totals;
-use crate::links::watchdog::{Hearing, Seen, Watch};
-use crate::quic::congestion::Delay;
+use crate::links::watchdog::{Counted, Hearing, Watch};
+use crate::quic::congestion::DelayController;
 
 /// Bytes an IP packet adds to a UDP payload: the headers of UDP and of IPv4, or IPv6.
 const PACKET_HEADER_BYTES: u64 = 28;
@@ -16,7 +16,7 @@ const PACKET_HEADER_BYTES_IPV6: u64 = 48;
 /// What a link remembers between two ticks.
 #[derive(Debug)]
 pub(super) struct Rounds {
-    pub(super) began: Clock,
+    pub(super) began: StdInstant,
     pub(super) watches: [Watch; 2],
     pub(super) hearing: Hearing,
     /// Ticks for which the peer has not answered.
@@ -32,7 +32,7 @@ pub(super) struct Rounds {
 impl Default for Rounds {
     fn default() -> Self {
         Self {
-            began: Clock::now(),
+            began: StdInstant::now(),
             watches: Default::default(),
             hearing: Hearing::default(),
             silent_ticks: 0,
@@ -68,9 +68,9 @@ const fn asked(sent: &FrameStats) -> u64 {
     kept_up + streams + windows + blocked
 }
 
-pub(super) fn seen(delay: Option<&Delay>, stats: &ConnectionStats) -> Seen {
-    Seen {
-        arrived: delay.map_or(0, Delay::arrived),
+pub(super) fn seen(delay: Option<&DelayController>, stats: &ConnectionStats) -> Counted {
+    Counted {
+        arrived: delay.map_or(0, DelayController::arrived),
         asked: asked(&stats.frame_tx),
         rtt: stats.path.rtt,
     }

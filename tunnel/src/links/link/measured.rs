@@ -1,14 +1,14 @@
 //! What a link measures of itself each second, and what was wrong with it of late.
 
 use std::sync::PoisonError;
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use quinn::ConnectionStats;
 use towpath_protocol::channel::{Class, Leg};
 
 use super::Link;
 use crate::operators::health;
-use crate::quic::congestion::Delay;
+use crate::quic::congestion::DelayController;
 
 /// What a link last measured.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,14 +45,14 @@ pub(crate) struct LegStanding {
 pub(crate) struct Trouble {
     pub lost_per_million: u64,
     pub queue: Duration,
-    lost_at: Option<Clock>,
-    queued_at: Option<Clock>,
+    lost_at: Option<StdInstant>,
+    queued_at: Option<StdInstant>,
 }
 
 /// What had been counted at a moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Totals {
-    at: Clock,
+    at: StdInstant,
     /// Bytes of programs sent and received, by class.
     bytes: [(u64, u64); Class::ALL.len()],
     /// What waited here, and how long together, by class.
@@ -88,7 +88,7 @@ impl Link {
         let lost = self.measured().legs_lost_per_million;
         Leg::ALL.map(|leg| {
             let connection = self.connection(leg);
-            let estimate = Delay::of(connection).map(|delay| delay.estimate());
+            let estimate = DelayController::of(connection).map(|delay| delay.estimate());
             let estimate = estimate.unwrap_or_default();
             LegStanding {
                 leg,
@@ -103,7 +103,7 @@ impl Link {
     /// What was wrong of late.
     pub(crate) fn trouble(&self) -> Trouble {
         let mut trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |at: Option<Clock>| at.is_none_or(|at| at.elapsed() > health::SHOWN);
+        let is_over = |at: Option<StdInstant>| at.is_none_or(|at| at.elapsed() > health::SHOWN);
         if is_over(trouble.lost_at) {
             trouble.lost_per_million = 0;
         }
@@ -118,11 +118,11 @@ impl Link {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if packets >= health::PACKETS_MIN && lost_per_million >= health::LOSS_PER_MILLION {
             trouble.lost_per_million = lost_per_million;
-            trouble.lost_at = Some(Clock::now());
+            trouble.lost_at = Some(StdInstant::now());
         }
         if health::is_queued(queue, packets) {
             trouble.queue = queue;
-            trouble.queued_at = Some(Clock::now());
+            trouble.queued_at = Some(StdInstant::now());
         }
     }
 
@@ -130,7 +130,7 @@ impl Link {
     pub(super) fn measure(&self, before: &mut Option<Totals>, stats: &[ConnectionStats; 2]) {
         let counters = &self.counters;
         let now = Totals {
-            at: Clock::now(),
+            at: StdInstant::now(),
             bytes: Class::ALL.map(|class| (counters.sent(class), counters.received(class))),
             waits: Class::ALL.map(|class| counters.waits(class)),
             packets: [0, 1].map(|leg| {

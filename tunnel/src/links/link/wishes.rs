@@ -1,7 +1,7 @@
 //! What a link sends at most, as we want it and as the peer does, and what the peer says of its path.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use towpath_protocol::channel::PathReport;
 use towpath_protocol::rate::Rate;
@@ -16,9 +16,9 @@ const FILLED_TIME: Duration = Duration::from_secs(2);
 pub(super) struct Wishes {
     caps: Mutex<Caps>,
     /// What the peer has said since that was last taken note of.
-    said: Mutex<Option<Wish>>,
+    said: Mutex<Option<PeerCap>>,
     /// See [`Link::take_filled`].
-    filled: Mutex<Option<(Clock, u64)>>,
+    filled: Mutex<Option<(StdInstant, u64)>>,
 }
 
 impl Wishes {
@@ -41,7 +41,7 @@ struct Caps {
 
 /// Most that the peer wants to receive; without a rate as much as comes.
 #[derive(Debug, Clone, Copy)]
-struct Wish(Option<Rate>);
+struct PeerCap(Option<Rate>);
 
 impl Link {
     /// Changes the most that we send; the peer's wish still holds.
@@ -69,10 +69,10 @@ impl Link {
     /// The peer says what it wants to receive, and what its path to us carries. The newest word holds from the
     /// next look on: there may be any number of them.
     pub(crate) fn hear_of_path(&self, report: &PathReport) {
-        *locked(&self.wishes.said) = Some(Wish(report.receive_rate_max.map(Rate::clamped)));
+        *locked(&self.wishes.said) = Some(PeerCap(report.receive_rate_max.map(Rate::clamped)));
         if let Some(bytes) = report.filled_bytes_per_second {
             let bytes = Rate::clamped(bytes).bytes_per_second();
-            let filled = Some((Clock::now(), bytes));
+            let filled = Some((StdInstant::now(), bytes));
             *locked(&self.wishes.filled) = filled;
         }
     }
@@ -80,7 +80,7 @@ impl Link {
     /// Takes note of what the peer wants to receive now, if it has said so since.
     pub(super) fn heed(&self) -> bool {
         let said = locked(&self.wishes.said).take();
-        said.is_some_and(|Wish(theirs)| self.change_caps(|caps| caps.theirs = theirs))
+        said.is_some_and(|PeerCap(theirs)| self.change_caps(|caps| caps.theirs = theirs))
     }
 
     /// What the peer's path to us carried of late, if it was the limit: who receives sees only what came.

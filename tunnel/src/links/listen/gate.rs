@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use governor::{DefaultKeyedRateLimiter, Quota};
 
@@ -66,7 +66,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(now: Clock) -> Self {
+    pub(super) fn new(now: StdInstant) -> Self {
         let per_source = Quota::per_second(PER_SOURCE).allow_burst(PER_SOURCE_BURST);
         Self {
             places: Arc::default(),
@@ -81,7 +81,7 @@ impl Gate {
         &self,
         address: IpAddr,
         is_proved: bool,
-        now: Clock,
+        now: StdInstant,
         missing: impl FnOnce() -> usize,
     ) -> Verdict {
         let source = source_of(address);
@@ -111,11 +111,11 @@ struct Spare {
     missing: usize,
     /// Thousandths of a handshake.
     credit: u64,
-    looked: Clock,
+    looked: StdInstant,
 }
 
 impl Spare {
-    const fn new(now: Clock) -> Self {
+    const fn new(now: StdInstant) -> Self {
         Self {
             missing: 0,
             credit: 0,
@@ -124,7 +124,7 @@ impl Spare {
     }
 
     /// Counts the missing peers again, if it is time to; the credit of a second is kept at most.
-    fn look(&mut self, now: Clock, missing: impl FnOnce() -> usize) {
+    fn look(&mut self, now: StdInstant, missing: impl FnOnce() -> usize) {
         let passed = now.saturating_duration_since(self.looked);
         if passed < LOOK {
             return;
@@ -186,7 +186,7 @@ mod tests {
     }
 
     /// Handshakes that end at once and begin in a second, of so many a millisecond.
-    fn begun(gate: &Gate, source: IpAddr, began: Clock, missing: usize) -> usize {
+    fn begun(gate: &Gate, source: IpAddr, began: StdInstant, missing: usize) -> usize {
         let admitted = (0..4000_u64).filter(|nth| {
             let now = began + Duration::from_millis(nth / 4);
             matches!(gate.admit(source, true, now, || missing), Verdict::Begin(_))
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn t03_a_stranger_begins_few_where_nobody_is_missing() {
-        let began = Clock::now();
+        let began = StdInstant::now();
         let gate = Gate::new(began);
         let count = begun(&gate, address("192.0.2.1"), began, 0);
         let own = usize::try_from(PER_SOURCE_BURST.get()).unwrap();
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn peers_behind_one_address_come_back_together() {
-        let began = Clock::now();
+        let began = StdInstant::now();
         let gate = Gate::new(began);
         // Each with attempts of two connections, four times a second.
         let count = begun(&gate, address("192.0.2.1"), began, 220);
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn t03_who_begins_and_ends_none_leaves_room_for_others() {
-        let began = Clock::now();
+        let began = StdInstant::now();
         for missing in [0, 4, 1000] {
             let gate = Gate::new(began);
             let now = began + LOOK;
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn t02_many_under_way_have_to_prove_their_address() {
-        let now = Clock::now();
+        let now = StdInstant::now();
         let gate = Gate::new(now);
         let mut places = Vec::new();
         while let Verdict::Begin(place) = gate.admit(address("192.0.2.1"), false, now, || 0) {

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as StdInstant};
 
 use towpath_protocol::fault::{Code, Fault};
 
@@ -42,7 +42,7 @@ pub(super) struct Rivals {
 #[derive(Debug)]
 struct Shown {
     words: String,
-    at: Clock,
+    at: StdInstant,
 }
 
 impl Rivals {
@@ -71,7 +71,7 @@ impl Rivals {
         &mut self,
         party: &Party,
         addresses: [SocketAddr; 2],
-        now: Clock,
+        now: StdInstant,
     ) -> Option<String> {
         let count = match &self.refused {
             Some((last, count)) if last == party => count.saturating_add(1),
@@ -100,7 +100,7 @@ impl Rivals {
     /// Refuses a link because another run has its place, and warns of two tunnels once that is certain.
     pub(super) fn refuse(&mut self, current: &Link, new: &Link) -> Fault {
         let addresses = [current, new].map(Link::remote_address);
-        if let Some(words) = self.note_refused(&new.party(), addresses, Clock::now()) {
+        if let Some(words) = self.note_refused(&new.party(), addresses, StdInstant::now()) {
             tracing::warn!(target: "audit", remedy = REMEDY, "{words}");
         }
         let detail = format!(
@@ -111,14 +111,14 @@ impl Rivals {
     }
 
     /// The words to show while two tunnels are there.
-    pub(super) fn shown(&self, now: Clock) -> Option<String> {
+    pub(super) fn shown(&self, now: StdInstant) -> Option<String> {
         let shown = self.shown.as_ref().filter(|shown| shown.is_fresh(now));
         shown.map(|shown| shown.words.clone())
     }
 }
 
 impl Shown {
-    fn is_fresh(&self, now: Clock) -> bool {
+    fn is_fresh(&self, now: StdInstant) -> bool {
         now.saturating_duration_since(self.at) < SHOWN
     }
 }
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn two_tunnels_are_told_of_once_as_long_as_both_are_there() {
-        let (mut rivals, mut now) = (Rivals::default(), Clock::now());
+        let (mut rivals, mut now) = (Rivals::default(), StdInstant::now());
         rivals.note_taken(&run(1));
         rivals.note_taken(&run(2));
         // An attempt that the run before has left on its way.

@@ -12,7 +12,7 @@ const PACKETS_MIN: u32 = 4;
 
 /// The path as shown to operators.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Told {
+pub(super) struct Shown {
     /// The least round trips of two spans of time; a span without a telling round keeps the older
     /// value.
     current: Option<Duration>,
@@ -20,7 +20,7 @@ pub(super) struct Told {
     queue: Duration,
 }
 
-impl Told {
+impl Shown {
     /// Round trip without a queue; zero while unknown.
     pub(super) fn base(&self) -> Duration {
         let known = [self.current, self.previous].into_iter().flatten();
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn rounds_of_a_packet_or_two_say_nothing_but_that_a_path_is_shorter() {
-        let mut told = Told::default();
+        let mut told = Shown::default();
         told.note(millis(40), 2, false);
         assert_eq!(told.base(), millis(40), "better than nothing");
         for _ in 0..5 {
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_round_of_more_or_one_that_fills_the_path_tells_queue_and_length() {
-        let mut told = Told::default();
+        let mut told = Shown::default();
         told.note(millis(40), 9, false);
         told.note(millis(90), 4, false);
         assert_eq!(told.queue(), millis(50));

@@ -120,7 +120,7 @@ fn a_flow_of_a_question_or_two_ends_soon_where_streams_are_few() {
 
 #[test]
 fn con_5_a_datagram_reaches_its_flow_and_no_other() {
-    let flows = Flows::default();
+    let flows = DatagramFlows::default();
     let flow = |number: u128| flows.register(StreamId(number << 64));
     let (mut one, mut two) = (flow(1), flow(2));
     let datagram = |number: u64| Bytes::from([&number.to_le_bytes()[..], b"hello"].concat());
