@@ -1,16 +1,16 @@
-//! Links to peers: dialled or accepted, joined from two connections, watched, replaced, ended.
+//! Links to peers: dialling, accepting, joining two connections, watching, replacing, ending.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
 //! | `peer` | one peer: its link, and the choice between two links |
-//! | `link` | one link: two QUIC connections and what was measured over them |
-//! | `dial`, `backoff`, `addresses` | keeping the link of a peer that we dial; pauses between attempts; the peer's addresses |
+//! | `link` | one link: two QUIC connections and the measurements taken over them |
+//! | `dial`, `backoff`, `addresses` | keeping the link to a peer that we dial; pauses between attempts; the peer's addresses |
 //! | `listen` | accepting links: admission, handshake, the pairing of two connections |
 //! | `join` | the dialling side's half of making a link of two connections |
 //! | `control` | the control stream of a link: acknowledgements, ends of streams, caps |
 //! | `watchdog` | when a peer counts as silent; pure |
-//! | `network` | the kernel's notices that the network has changed |
-//! | `counters` | bytes and packets of a peer, over all its links |
+//! | `network` | the kernel's notifications of network changes |
+//! | `counters` | bytes and packets exchanged with a peer, over all its links |
 
 pub(crate) mod addresses;
 pub(crate) mod backoff;

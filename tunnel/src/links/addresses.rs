@@ -1,8 +1,9 @@
-//! Where a peer is to be found: its name is looked up again and again, one lookup at a time.
+//! Resolves a peer's name repeatedly, one lookup at a time.
 //!
-//! Answers are asked for every few seconds and not with each attempt, or a peer that is away for days costs its resolver
-//! nine questions a second. A lookup cannot be called off, and without an answer it takes its thread for as long as the resolver
-//! likes. So whoever dials takes what was found last while the next answer is awaited or does not come.
+//! Lookups start every few seconds and not with each attempt to dial, because a peer that is away
+//! for days would otherwise cost its resolver nine queries a second. A lookup cannot be cancelled,
+//! and without an answer it occupies its thread for as long as the resolver takes. So attempts use
+//! the addresses found last while a lookup is under way or fails.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,34 +12,34 @@ use std::time::{Duration, Instant as StdInstant};
 use tokio::sync::watch;
 use towpath_protocol::fault::{Code, Fault};
 
-/// Shortest time from the beginning of one lookup to the next of the same name. Attempts to dial begin four times a
-/// second for as long as a peer is away, and each lookup is at least two questions to the resolver.
+/// Minimum time between the starts of two lookups of the same name. While a peer is away, attempts
+/// to dial start four times a second, and each lookup is at least two queries to the resolver.
 const LOOKUP_PAUSE: Duration = Duration::from_secs(5);
 
-/// What is known of a name.
+/// The resolver's answers for a name.
 #[derive(Debug, Default)]
 struct Resolved {
     is_looking: bool,
-    /// When the last lookup began; none before the first, and after the network has changed.
+    /// When the last lookup started; `None` before the first and after a change of the network.
     looked_at: Option<StdInstant>,
     addresses: Vec<SocketAddr>,
-    /// Those of them that were dialled, the last one last.
+    /// Those of `addresses` that were dialled, the most recent last.
     dialled: Vec<SocketAddr>,
-    /// Why nothing was found, if nothing ever was.
+    /// Why the last failed lookup found nothing.
     why: String,
 }
 
-/// Where to dial now.
+/// The address to dial now.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     At(SocketAddr),
-    /// Nothing is known yet, and somebody looks.
+    /// No address is known yet, and a lookup is under way.
     Wait,
     Nowhere(String),
 }
 
 impl Resolved {
-    /// Whether a lookup is to begin; there is one from then on.
+    /// Whether to start a lookup; if so, it counts as started.
     fn look(&mut self, now: StdInstant) -> bool {
         let is_early = |at: StdInstant| now.saturating_duration_since(at) < LOOKUP_PAUSE;
         if self.is_looking || self.looked_at.is_some_and(is_early) {
@@ -49,12 +50,12 @@ impl Resolved {
         true
     }
 
-    /// The network has changed, and with it the resolver or its answer perhaps.
+    /// The network has changed, and perhaps the resolver or its answer.
     fn note_network(&mut self) {
         self.looked_at = None;
     }
 
-    /// A lookup is over.
+    /// Records the result of a lookup.
     fn found(&mut self, found: Result<Vec<SocketAddr>, String>) {
         self.is_looking = false;
         match found {
@@ -67,8 +68,9 @@ impl Resolved {
         }
     }
 
-    /// The addresses in turns: which of them is cut off nobody knows before. A resolver may give them in another
-    /// order each time, so it is the one that was not dialled for longest, and the first of those that never were.
+    /// Chooses the addresses in turn, since nobody knows beforehand which of them is cut off. A
+    /// resolver may return them in another order each time, so the choice is the first that was
+    /// never dialled, or else the one dialled longest ago.
     fn next(&mut self) -> Next {
         let waited = |address: &&SocketAddr| self.dialled.iter().position(|one| one == *address);
         if let Some(address) = self.addresses.iter().min_by_key(waited).copied() {
@@ -83,7 +85,7 @@ impl Resolved {
     }
 }
 
-/// A peer's name with its port, and what is known of it.
+/// A peer's name with its port, and the addresses found for it.
 #[derive(Debug)]
 pub(crate) struct PeerAddress {
     pub name: String,
@@ -91,29 +93,30 @@ pub(crate) struct PeerAddress {
 }
 
 impl PeerAddress {
-    /// A place of which nothing is known yet.
+    /// A name without any known address.
     pub(crate) fn new(name: String) -> Arc<Self> {
         let (known, _) = watch::channel(Resolved::default());
         Arc::new(Self { name, known })
     }
 
-    /// Has the name looked up with the next attempt, however soon after the last lookup.
+    /// Makes the next attempt look the name up, however recent the last lookup.
     pub(crate) fn note_network(&self) {
         self.known.send_modify(Resolved::note_network);
     }
 
-    /// Where to dial next; the name is looked up for whoever comes after, unless that was done a moment ago.
+    /// Returns the address to dial next. Starts a lookup for later attempts, unless the last one
+    /// was recent.
     ///
     /// # Errors
     ///
-    /// `E_UNREACHABLE` if nothing is known and nothing was found.
+    /// `E_UNREACHABLE` if no address is known and the lookup has found none.
     pub(crate) async fn next(self: &Arc<Self>) -> Result<SocketAddr, Fault> {
         if self
             .known
             .send_if_modified(|known| known.look(StdInstant::now()))
         {
             let place = Arc::clone(self);
-            // Whoever asked may give up before the answer.
+            // In a task, since the caller may give up before the answer.
             tokio::spawn(async move {
                 let found = tokio::net::lookup_host(&place.name).await;
                 let found = found.map(Iterator::collect);
@@ -135,7 +138,7 @@ impl PeerAddress {
                     let detail = format!("{}: {why}", self.name);
                     return Err(Fault::new(Code::Unreachable, detail));
                 }
-                // It fails only without the other half, and that is ours.
+                // Fails only if the sender is gone, and `self` owns it.
                 Next::Wait => {
                     let _ = changes.changed().await;
                 }
@@ -143,7 +146,7 @@ impl PeerAddress {
         }
     }
 
-    /// Whether the name has not been found yet.
+    /// Whether no address has been found yet.
     pub(crate) fn is_unknown(&self) -> bool {
         self.known.borrow().addresses.is_empty()
     }
@@ -195,7 +198,7 @@ mod tests {
         let mut count = 0;
         for attempt in 0..240 {
             if known.look(began + attempt * Duration::from_millis(250)) {
-                // A lookup that fails is no reason to ask sooner.
+                // A failed lookup is no reason to ask sooner.
                 known.found(Err("no such host".to_owned()));
                 count += 1;
             }
@@ -205,7 +208,7 @@ mod tests {
         assert!(!known.look(now));
         known.note_network();
         assert!(known.look(now));
-        // One that began before the change may have asked the resolver of before.
+        // A lookup that started before the change may have asked the old resolver.
         known.note_network();
         assert!(!known.look(now));
         known.found(Ok(vec![at(1)]));
@@ -234,7 +237,7 @@ mod tests {
             let count = dialled.iter().filter(|next| **next == Next::At(at(number)));
             assert_eq!(count.count(), 3, "{dialled:?}");
         }
-        // One that is new is tried at once, one that is gone no more.
+        // A new address is tried at once, a removed one no more.
         known.found(Ok(vec![at(2), at(4)]));
         assert_eq!([known.next(), known.next()], [at(4), at(2)].map(Next::At));
     }

@@ -1,25 +1,27 @@
-//! When to dial next.
+//! When to dial next: pauses between attempts to reach a peer.
 
 use std::time::Duration;
 
-/// Pause after the first failure: a peer that restarts is back in less than this a few times over.
+/// Pause after the first failure. A peer that restarts is back within a few such pauses.
 const FIRST: Duration = Duration::from_millis(50);
 
-/// Longest pause between attempts that fail, or that are beside others to a peer that was never reached.
+/// Longest pause after a failed attempt, and between overlapping attempts to a peer that was never
+/// reached.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Time between attempts that nobody answers: what an outage that ends may cost on top of itself, however long
-/// it was. A peer that has gone for good costs the same for ever; as long as [`PATIENCE`] lasts that is some
-/// 70 packets of 1.2 KB a second, and ten from then on.
+/// Time between attempts while the peer does not answer: the most that dialling adds to an outage,
+/// however long it was. A peer that has gone for good is dialled for ever: with about 70 packets of
+/// 1.2 KB a second during [`PATIENCE`], and ten a second afterwards.
 pub(crate) const BETWEEN: Duration = Duration::from_millis(250);
 
-/// How long a peer may be silent before attempts are quiet: with one of the two connections first, whose first
-/// words are said once, for the next attempt says them again. Those to a peer that was never reached become as
-/// rare as [`LONGEST`] allows too: nobody waits for its return, and its address may be a mistake.
+/// How long a peer may be silent before attempts become quiet. A quiet attempt dials urgent first
+/// and sends its first packet once; the next attempt takes the place of a retransmission. For a
+/// peer that was never reached, attempts also become as rare as [`LONGEST`]: nobody waits for its
+/// return, and its address may be wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Pauses between attempts to reach one peer, each a little random so that a region's peers do not
-/// all dial in step after it restarts.
+/// Pauses between attempts to reach one peer. Each has a random part, so that the peers of a region
+/// do not all dial in step after it restarts.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     failures: u32,
@@ -28,7 +30,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses that depend on `seed` alone.
+    /// Pauses that depend on `seed` only.
     pub(crate) const fn new(seed: u64) -> Self {
         Self {
             failures: 0,
@@ -37,12 +39,12 @@ impl Backoff {
         }
     }
 
-    /// The peer has taken a link: it is there, and its address is no mistake.
+    /// Records that the peer has accepted a link, so its address is right.
     pub(crate) const fn note_reached(&mut self) {
         self.was_reached = true;
     }
 
-    /// The next failure is a first one again.
+    /// Treats the next failure as the first again.
     pub(crate) const fn reset(&mut self) {
         self.failures = 0;
     }
@@ -54,13 +56,13 @@ impl Backoff {
         self.jitter(doubled.min(LONGEST))
     }
 
-    /// The pause before another attempt beside one that has no answer yet.
+    /// The pause before another attempt beside one that is still unanswered.
     pub(crate) fn beside(&mut self, down_for: Duration) -> Duration {
         let is_soon = self.was_reached || down_for < PATIENCE;
         self.jitter(if is_soon { BETWEEN } else { LONGEST })
     }
 
-    /// Three quarters of a pause, and up to a quarter at random.
+    /// Three quarters of a pause, plus up to a quarter at random.
     fn jitter(&mut self, pause: Duration) -> Duration {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -96,7 +98,7 @@ mod tests {
         assert!(backoff.beside(Duration::from_secs(59)) <= BETWEEN);
         assert!(backoff.beside(Duration::from_secs(600)) > BETWEEN, "never");
         backoff.note_reached();
-        // The network's changes say nothing of the peer.
+        // A change of the network tells nothing about the peer.
         backoff.reset();
         assert!(
             outages

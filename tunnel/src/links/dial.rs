@@ -1,10 +1,14 @@
 //! Keeps the link to a peer that we dial.
 //!
-//! Every attempt is a whole new link from new sockets, so nothing an outage left behind (probe timers that doubled, a
-//! NAT's forgotten mapping) delays it. While nobody answers, attempts overlap; the first that connects joins and the
-//! others are dropped, unless the link that there is answers as soon: its streams go on over that. When the kernel says
-//! that the network has changed, one more begins at once. A link that is up is replaced then if the kernel would send
-//! from another address: the peer hears nothing from there, and to wait until that shows would take longer.
+//! Every attempt is a new link from new sockets, so that nothing left over from an outage delays
+//! it: neither probe timers that have doubled nor a NAT mapping that is gone. While the peer does
+//! not answer, attempts overlap. The first that connects joins, and the others are dropped. If the
+//! current link answers at about the same time, the attempt is dropped too and the streams go on
+//! over the current link.
+//!
+//! When the kernel reports a change of the network, one more attempt starts at once. A link that is
+//! up is replaced in that case if the kernel would now send from another address. The peer receives
+//! nothing from the old address, and waiting until that shows would take longer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,40 +34,44 @@ use crate::quic::threads::Drivers;
 use crate::quic::transport;
 use crate::trust::failures;
 
-/// Attempts under way at once: as many as begin in the time that one may take. With fewer, none begins for
-/// seconds once they all are, and those under way repeat their first packet only every second or two.
+/// Attempts under way at once: as many as start within the time that one may take. With fewer, no
+/// attempt would start for seconds once all are under way, and those only retransmit their first
+/// packet every second or two.
 const ATTEMPT_COUNT_MAX: usize = 16;
 
 const _: () = assert!(
-    // The shortest pause between two is three quarters of what is meant.
+    // The shortest pause is three quarters of the nominal one.
     backoff::BETWEEN.as_micros() * 3 / 4 * ATTEMPT_COUNT_MAX as u128 >= ATTEMPT_TIME.as_micros()
 );
 
-/// Attempts more than that because the network has changed: those under way began before it did, and may
-/// have been lost with what there was.
+/// Additional attempts after a change of the network. Those already under way started before the
+/// change and may be lost with the old network.
 const NETWORK_ATTEMPT_COUNT_MAX: usize = 2;
 
 /// How long an attempt may take while nothing is known about the path: a handshake of three round
 /// trips over a satellite, with one packet lost.
 pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(3);
 
-/// How long a link that does not answer is waited for once an attempt beside it has connected: a round trip, for it is
-/// asked then, or twice the time between two questions, of which the first that got through is answered by then; and what
-/// a busy host takes. Where the path is the same its streams go on over it sooner, without anything that is sent again.
+/// How long to wait for the current link once an attempt beside it has connected. The link is
+/// probed at that moment, so one round trip is enough. Twice the time between two probes is enough
+/// as well: the first probe that got through is answered by then. `ANSWER_SLACK` allows for a busy
+/// host. On an unchanged path the streams then go on sooner over the current link, and nothing has
+/// to be sent again.
 const ANSWER_WAIT_MAX: Duration = Duration::from_millis(100);
 const ANSWER_SLACK: Duration = Duration::from_millis(20);
 
-/// How long a link must have lived for its end to be an outage, behind which the peer is dialled at once. One that ends
-/// sooner is a failure like any other: a peer that takes links and closes them would be dialled as fast as it does.
+/// Minimum life of a link for its end to count as an outage, after which the peer is dialled at
+/// once. The end of a younger link counts as a failed attempt. Otherwise a peer that accepts links
+/// and closes them would be dialled as fast as it does so.
 const LIFE_MIN: Duration = Duration::from_secs(3);
 
-/// The name in the handshake; it is neither sent nor checked, for identities are URIs.
+/// The server name of the handshake. It is neither sent nor checked, since identities are URIs.
 const SERVER_NAME: &str = "towpath.invalid";
 
 /// Why a peer is dialled now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// It was time to.
+    /// The next attempt was due.
     Clock,
     /// The network has changed.
     Network,
@@ -79,7 +87,7 @@ impl Cause {
         }
     }
 
-    /// Attempts that may be under way when one more begins for this.
+    /// Attempts that may be under way after one more starts for this cause, at most.
     const fn room(self) -> usize {
         match self {
             Self::Clock => ATTEMPT_COUNT_MAX,
@@ -134,11 +142,12 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
         let reached = tokio::select! {
             () = stop.requested() => return,
             connections = found => Some(connections),
-            // The link we have answers again: streams over it live on, and nothing is replaced.
+            // The current link answers again: its streams live on, and nothing is replaced.
             _ = changes.wait_for(|state| !is_needed(state)) => None,
         };
-        // From the first word on the peer may have taken it in place of the link we have. To let go of it because
-        // that one answers again would leave the peer without either.
+        // From the first byte of `Join` on, the peer may have replaced the current link with this
+        // one. Dropping the attempt because the current link answers again could then leave the
+        // peer with neither.
         let joined = match reached {
             None => Ok(()),
             Some(connections) => tokio::select! {
@@ -160,7 +169,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
     }
 }
 
-/// How long to wait before a peer is dialled that was linked since then.
+/// How long to wait before dialling a peer that was linked since `linked_since`.
 fn pause_after(linked_since: Instant, is_over: bool, backoff: &mut Backoff) -> Duration {
     if is_over && linked_since.elapsed() < LIFE_MIN {
         return backoff.after_failure();
@@ -178,8 +187,8 @@ fn note_failure(peer: &Peer, unreached: &Unreached) {
     }
 }
 
-/// Dials, first at the moment `next`, until an attempt connects. Only one of them may join, or the peer would
-/// replace the link it has just made.
+/// Dials until an attempt connects, first at `next`. Only one attempt may join: a second one would
+/// make the peer replace the link it has just made.
 async fn reach(
     core: &Core,
     peer: &Arc<Peer>,
@@ -192,7 +201,7 @@ async fn reach(
     loop {
         let ended = tokio::select! {
             Ok(()) = network.changed() => {
-                // Whatever was learnt about the way to the peer was learnt of another network.
+                // Earlier failures were failures on another network.
                 backoff.reset();
                 place.note_network();
                 began = Instant::now();
@@ -225,7 +234,7 @@ async fn reach(
     }
 }
 
-/// Dials both connections once.
+/// Dials both connections once. With `is_quiet`, dials bulk only after urgent has connected.
 async fn connect(
     peer: &Peer,
     how: (&Limits, &Drivers),
@@ -235,7 +244,8 @@ async fn connect(
     let clients = peer.clients()?;
     let both = async {
         let target = place.next().await?;
-        // Before anything is sent: if it changes from then on, the link is made anew once it is there.
+        // Taken before anything is sent: if the address changes from then on, the link is replaced
+        // once it is up.
         let source = network::source_towards(target);
         let refusals = || peer.last_refusal();
         let dial = |client, leg| connect_leg(client, how, (target, refusals), leg);
@@ -261,7 +271,7 @@ async fn connect(
     })
 }
 
-/// One of the connections.
+/// Dials one leg.
 async fn connect_leg(
     client: ClientConfig,
     (limits, drivers): (&Limits, &Drivers),

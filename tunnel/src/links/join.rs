@@ -1,16 +1,19 @@
-//! Makes a link of the two connections that an attempt to dial has reached.
+//! Joins the two connections of a successful attempt to dial into a link.
 //!
 //! ```text
-//!   connected ─► Join on both ─┬──────────────────────► Joined on both ─► taken into its place
-//!                              └─► presumed: taken ───► Joined on both ─► attended to, under other terms if need be
+//!   connected ─► Join on both ─┬─────────────────────────► Joined on both ─► link in use
+//!                              └─► presumed: link in use ─► Joined on both ─► confirmed
 //! ```
 //!
-//! A link that an outage took was one with a known run of the peer's tunnel. The one that answers next from the same
-//! host is presumed to be that run still, and its link is taken into its place before it has said so: streams ask it
-//! to go on a round trip sooner. It answers them only once it has taken the link itself, so one that turns out to be
-//! another run, or to take no link, has lost nothing of them; and then nothing is presumed until a link was joined.
-//! Streams begin only once the peer has said that it takes the link: another run would serve them, and this side would
-//! know them as streams of the run before. Where it is another run, a link with that run goes on over the connections.
+//! After an outage, the tunnel that answers on the same host is presumed to be the same run as
+//! before. The new link is then put in use before the peer has confirmed it, so that streams ask to
+//! go on one round trip sooner. The peer answers these streams only once it has taken the link
+//! itself. So streams lose nothing if the peer turns out to be another run or refuses the link. In
+//! that case nothing is presumed again until a link has been joined.
+//!
+//! New streams begin only once the peer has confirmed the link. Otherwise another run could serve
+//! them while this side recorded them as streams of the earlier run. If the peer is another run, a
+//! link to that run takes the connections over.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,24 +38,24 @@ use crate::streams::serve;
 use crate::trust::failures;
 use crate::trust::standing::{self, Chain, Papers};
 
-/// The connections of a link to be.
+/// The two connections of a link that is being made.
 pub(crate) struct Connections {
     pub urgent: Connection,
     pub bulk: Connection,
-    /// What was shown on both.
+    /// The certificate chain that we have shown on both.
     pub shown: Chain,
-    /// The address that they were dialled from.
+    /// The local address that they were dialled from.
     pub source: Option<IpAddr>,
 }
 
-/// What a peer says of its part of a link.
+/// The peer's side of the terms of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Terms {
-    /// The version of the words that both sides speak.
+    /// The protocol version of the link.
     pub version: u16,
     /// The run of the peer's tunnel.
     pub run: RunId,
-    /// Most that it wants to be sent.
+    /// The cap on what the peer wants to receive.
     pub receive_rate_max: Option<Rate>,
 }
 
@@ -67,20 +70,21 @@ impl From<Joined> for Terms {
 }
 
 impl Terms {
-    /// Whether a link that was made with these is the same with others: what the peer wants to be sent may change.
+    /// Whether a link made with these terms can go on under others. The peer may change its cap,
+    /// but not its version or run.
     fn fit(self, others: Self) -> bool {
         (self.version, self.run) == (others.version, others.run)
     }
 }
 
-/// The stream of a connection on which it joins.
+/// The stream on which a connection joins the link.
 type Words = (SendStream, RecvStream);
 
-/// Joins two connections to a link, and takes that into its place.
+/// Joins two connections to a link, and puts the link in use.
 ///
 /// # Errors
 ///
-/// Why there is no link; one that was taken already is given up.
+/// The reason why there is no link. A link that was already put in use is given up.
 pub(crate) async fn join(
     core: &Arc<Core>,
     peer: &Arc<Peer>,
@@ -106,19 +110,19 @@ pub(crate) async fn join(
     }
 }
 
-/// Two connections that are joined.
+/// Two connections that are being joined.
 struct Joining<'a> {
     core: &'a Arc<Core>,
     peer: &'a Arc<Peer>,
     host: HostIdentity,
     id: LinkId,
-    /// Most that the peer is told we want to be sent.
+    /// The cap on what we want to receive, as told to the peer.
     told: Option<Rate>,
     connections: Connections,
 }
 
 impl Joining<'_> {
-    /// Takes the link once the peer has said that there is one.
+    /// Puts the link in use once the peer has confirmed it.
     async fn asking(self) -> Result<(), Unreached> {
         let asked = async {
             let mut words = self.ask().await?;
@@ -134,8 +138,8 @@ impl Joining<'_> {
         Ok(())
     }
 
-    /// Takes the link at once. If the peer turns out to be another run, another link takes the connections over; if it
-    /// takes no link, this one is given up.
+    /// Puts the link in use at once. If the peer turns out to be another run, another link takes
+    /// the connections over. If it refuses the link, the link is given up.
     async fn presuming(self, presumed: Terms) -> Result<(), Unreached> {
         let mut words = in_time(&self.peer.site, self.ask())
             .await
@@ -165,12 +169,13 @@ impl Joining<'_> {
             }
             Err(unreached) => unreached,
         };
-        // What it says of the end of a link that was none is not why there is none.
+        // Waits until the given-up link is no longer in use: the reason that its end records must
+        // not overwrite why it was refused.
         self.peer.without(&link).await;
         Err(unreached)
     }
 
-    /// Asks on both connections.
+    /// Sends `Join` on both connections.
     async fn ask(&self) -> Result<[Words; 2], Fault> {
         let connections = &self.connections;
         let (urgent, bulk) = tokio::try_join!(
@@ -195,7 +200,7 @@ impl Joining<'_> {
         Ok((send, recv))
     }
 
-    /// Waits for the peer's answers on both.
+    /// Waits for the peer's answers on both connections.
     async fn hear(&self, [urgent, bulk]: &mut [Words; 2]) -> Result<Terms, Fault> {
         let (terms, _) = tokio::try_join!(self.hear_on(urgent), self.hear_on(bulk))?;
         Ok(terms)
@@ -212,7 +217,8 @@ impl Joining<'_> {
                 ours.accept(joined.version, &theirs)?;
                 Ok(joined.into())
             }
-            // A tunnel that already has its link refuses another one; remedies are not sent.
+            // A tunnel that already has its link refuses another one. Remedies are not sent over
+            // the wire.
             Preamble::Refused(fault) if fault.code == Code::State => {
                 Err(fault.remedy(ONE_TUNNEL_REMEDY))
             }
@@ -241,7 +247,8 @@ impl Joining<'_> {
             .with_source(connections.source)
     }
 
-    /// Takes a link into its place, unless another one is to stay there: then this one is as good as not reached.
+    /// Puts a link in use. If it is refused, closes it and returns the reason like that of a failed
+    /// attempt.
     fn take(&self, link: &Arc<Link>) -> Result<(), Unreached> {
         let trusted = self.core.trust.check_link(link);
         let trusted = trusted.map_err(|fault| Unreached {
@@ -256,17 +263,17 @@ impl Joining<'_> {
         taken
     }
 
-    /// Listens to what comes over a link that both sides have taken.
+    /// Starts to serve a link that both sides have taken.
     fn attend(&self, link: &Arc<Link>, [control, _]: [Words; 2]) {
         link.set_control(control);
         serve::accept(self.core, link);
     }
 
-    /// Lets go of connections that come to no link.
+    /// Closes connections that do not become a link, and returns the reason.
     fn refused(&self, fault: Fault) -> Unreached {
         let Connections { urgent, bulk, .. } = &self.connections;
-        // A certificate that the peer refuses shows only now: in TLS 1.3 the dialling side is
-        // done before its own certificate has been looked at.
+        // Only now is it known whether the peer refuses our certificate: in TLS 1.3 the dialling
+        // side finishes its handshake before the peer has checked its certificate.
         let why = urgent.close_reason().or_else(|| bulk.close_reason());
         let unreached = match why {
             Some(reason) if fault.code == Code::Unreachable => failures::of(&reason, None)
@@ -283,7 +290,7 @@ impl Joining<'_> {
     }
 }
 
-/// What an attempt may take, and not longer.
+/// Limits `joining` to the time of one attempt.
 async fn in_time<T>(
     site: &Name,
     joining: impl Future<Output = Result<T, Fault>>,

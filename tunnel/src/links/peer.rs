@@ -8,8 +8,8 @@
 //!    └───────────────────────── link over ────────────┘
 //! ```
 //!
-//! A link whose place another one took works on until its streams have moved. If the newer one is over
-//! before, the older is back in its place.
+//! A replaced link keeps working until its streams have moved to the new link. If the new link ends
+//! first, the replaced link becomes the link in use again.
 
 pub(crate) mod rivals;
 mod state;
@@ -54,38 +54,39 @@ use crate::trust::standing::{self, Chain};
 use rivals::Rivals;
 pub(crate) use state::{Barred, State, Unreached};
 
-/// New streams per second a peer may begin; a move begins four, an application a few per request.
+/// New streams per second that a peer may open. A move opens four, an application a few per
+/// request.
 const STREAMS_PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not zero");
 
-/// Losses of a link that are remembered: more of them are not counted apart.
+/// Losses of a link that are remembered; above this number the oldest is forgotten.
 const LOSS_COUNT_MAX: usize = 32;
 
-/// Links that are kept beside the newest for streams that have not moved (T06): each holds windows of its own, and
-/// a peer may dial as often as it likes.
+/// Replaced links that are kept for streams that have not moved yet (T06). The number is limited
+/// because each has windows of its own, and a peer may dial as often as it likes.
 const RETIRED_COUNT_MAX: usize = 2;
 
-/// The remedy for a second host of a site.
+/// The remedy shown when a second host of a site asks for a link.
 pub(crate) const ONE_TUNNEL_REMEDY: &str =
     "one tunnel of a site is linked at a time: stop that one, or give this host a site of its own";
 
-/// The name under which both sides know whose tunnel speaks so many versions.
+/// The name of a host's tunnel in messages about versions; both sides use the same one.
 pub(crate) fn speaks(host: &HostIdentity) -> String {
     format!("the tunnel of {host}")
 }
 
-/// Settings to dial a link with.
+/// TLS and QUIC settings for dialling a link.
 #[derive(Debug, Clone)]
 pub(crate) struct Clients {
     urgent: quinn::ClientConfig,
     bulk: quinn::ClientConfig,
-    /// For the urgent connection to a peer that has been silent for long.
+    /// For the urgent connection to a peer that has been silent for a long time.
     pub quiet: quinn::ClientConfig,
-    /// The certificate that is shown, with what leads to its authority.
+    /// The certificate that we show, with the chain to its authority.
     pub chain: Chain,
 }
 
 impl Clients {
-    /// Settings of one of the link's connections.
+    /// The settings for one leg.
     pub(crate) fn of(&self, leg: Leg) -> quinn::ClientConfig {
         match leg {
             Leg::Urgent => self.urgent.clone(),
@@ -94,13 +95,13 @@ impl Clients {
     }
 }
 
-/// How what goes to and comes from a peer is held back, and what that comes to.
+/// The shaping rules for the traffic with a peer, and the rates that follow from them.
 #[derive(Debug)]
 pub(crate) struct Shaped {
     pub rules: Shaping,
-    /// The cap on what we send by the time of the week, if it goes by that.
+    /// The cap on what we send, if it depends on the time of the week.
     pub timetable: Option<Timetable>,
-    /// The same of what we want to receive.
+    /// The cap on what we want to receive, if it depends on the time of the week.
     receive_timetable: Option<Timetable>,
 }
 
@@ -117,13 +118,13 @@ impl Shaped {
         }
     }
 
-    /// The cap on what we send at a moment.
+    /// The cap on what we send at the given moment.
     fn rate_at(&self, at: Moment) -> Option<Rate> {
         let timed = self.timetable.as_ref().map(|table| table.rate_at(at));
         timed.unwrap_or(self.rules.send_rate)
     }
 
-    /// Most that we want to be sent at a moment.
+    /// The cap on what we want to receive at the given moment.
     fn receive_rate_at(&self, at: Moment) -> Option<Rate> {
         let timed = self.receive_timetable.as_ref();
         let timed = timed.map(|table| table.rate_at(at));
@@ -141,31 +142,31 @@ pub(crate) struct Peer {
     pub pacer: Arc<Pacer>,
     pub counters: Arc<Counters>,
     pub streams: Arc<Streams>,
-    /// How soon the peer's next stream may begin, whatever link it comes over.
+    /// Limits how fast the peer may open streams, over all its links.
     pub begins: DefaultDirectRateLimiter,
     pub datagrams: DatagramFlows,
     pub recent: Recent,
-    /// Attempts to reach it so far, by cause.
+    /// Attempts to dial the peer so far, by cause.
     pub dials: [AtomicU64; Cause::ALL.len()],
-    /// Which streams that it opens in vain are told of.
+    /// Limits which failures of streams opened by the peer are logged.
     pub told: StreamLog,
     pub probes: probe::Tally,
-    /// How often to measure the way to it, and at what price.
+    /// How often to measure the path to the peer, and how much that may cost.
     pub probe: Option<ProbeConfig>,
-    /// None while this host has no key that fits its certificate.
+    /// `None` while this host has no key that fits its certificate.
     clients: Mutex<Option<Clients>>,
-    /// The site whose link stays if both dial at once: the one whose name sorts first.
+    /// The site whose link stays if both sites dial at once: the one whose name sorts first.
     preferred: Name,
     state: watch::Sender<State>,
-    /// Links whose place another one has taken.
+    /// Links that another link has replaced.
     retired: Mutex<Vec<Weak<Link>>>,
-    /// Links that are over, while streams that they carried wait for the next.
+    /// Links that are over while streams they carried wait for the next link.
     lost: Mutex<Vec<Weak<Link>>>,
-    /// Where it is noted whose certificates were refused.
+    /// The record of refused certificates.
     rejections: Arc<Rejections>,
-    /// What the last link has learnt about the path.
+    /// The last link's estimate of the path.
     known: Mutex<Option<PathMemory>>,
-    /// What was agreed on with it when an outage took the last link.
+    /// The host and the terms of the last link, if an outage ended that link.
     presumed: Mutex<Option<(HostIdentity, Terms)>>,
     /// When the link was lost, newest last.
     losses: Mutex<VecDeque<StdInstant>>,
@@ -226,7 +227,7 @@ impl Peer {
         })
     }
 
-    /// Settings to dial with now.
+    /// The settings to dial with now.
     ///
     /// # Errors
     ///
@@ -236,7 +237,7 @@ impl Peer {
         clients.clone().ok_or_else(Identity::no_key)
     }
 
-    /// Settings to dial this peer as somebody.
+    /// The settings to dial this peer with the given identity.
     ///
     /// # Errors
     ///
@@ -250,23 +251,23 @@ impl Peer {
         clients(&self.site, identity, rejections, limits)
     }
 
-    /// Dials with these settings from now on.
+    /// Uses these settings from the next attempt to dial.
     pub(crate) fn set_clients(&self, clients: Option<Clients>) {
         *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
     }
 
-    /// How what we send to it is held back now.
+    /// The shaping in force.
     pub(crate) fn shaped(&self) -> Arc<Shaped> {
         Arc::clone(&self.shaping.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads timetables by these rules from the next change of the shaping on.
+    /// Interprets timetables in this time zone from the next change of the shaping on.
     pub(crate) fn set_zone(&self, zone: &Zone) {
         let mut ours = self.zone.lock().unwrap_or_else(PoisonError::into_inner);
         ours.clone_from(zone);
     }
 
-    /// Holds what we send to it back otherwise from now on.
+    /// Replaces the shaping rules, at once for the link that is up.
     pub(crate) fn set_shaping(&self, shaping: Shaping) {
         let zone = self.zone.lock().unwrap_or_else(PoisonError::into_inner);
         let shaped = Arc::new(Shaped::new(shaping, &zone));
@@ -274,7 +275,8 @@ impl Peer {
         self.shape();
     }
 
-    /// Brings what holds now to the link that is up; says whether it carries another cap than before.
+    /// Applies the rates of this moment to the link that is up. Returns whether the cap of that
+    /// link changed.
     pub(crate) fn shape(&self) -> bool {
         self.link().is_ok_and(|link| self.shape_link(&link))
     }
@@ -286,32 +288,32 @@ impl Peer {
         link.set_send_rate(shaped.rate_at(now))
     }
 
-    /// Most we send to it now.
+    /// The cap on what we send now.
     pub(crate) fn send_rate(&self) -> Option<Rate> {
         self.shaped().rate_at(timetable::now())
     }
 
-    /// Most we send to it at a moment.
+    /// The cap on what we send at the given moment.
     pub(crate) fn send_rate_at(&self, at: Moment) -> Option<Rate> {
         self.shaped().rate_at(at)
     }
 
-    /// Most that we want it to send to us now.
+    /// The cap on what we want to receive now.
     pub(crate) fn receive_rate(&self) -> Option<Rate> {
         self.receive_rate_at(timetable::now())
     }
 
-    /// Most that we want it to send to us at a moment.
+    /// The cap on what we want to receive at the given moment.
     pub(crate) fn receive_rate_at(&self, at: Moment) -> Option<Rate> {
         self.shaped().receive_rate_at(at)
     }
 
-    /// Hears of every change.
+    /// Notifies of every change of the state.
     pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
 
-    /// What is known now.
+    /// The current state.
     pub(crate) fn state(&self) -> State {
         self.state.borrow().clone()
     }
@@ -320,15 +322,17 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// `E_UNREACHABLE`, with why and what to do; what no waiting mends: `E_DENIED` if the peer was refused because
-    /// its certificate is revoked, `E_VERSION` if it has no version in common with us.
+    /// `E_UNREACHABLE` with the reason and a remedy. Where waiting does not help: `E_DENIED` if we
+    /// refuse the peer because its certificate is revoked, `E_VERSION` if it has no version in
+    /// common with us.
     pub(crate) fn link(&self) -> Result<Arc<Link>, Fault> {
         let link = self.state.borrow().up().cloned();
         link.ok_or_else(|| self.unlinked())
     }
 
-    /// The link over which streams begin: the peer's answer is waited for where it is only presumed to have taken the
-    /// link, because another run of its tunnel would serve a stream under a name that this side does not know.
+    /// The link for new streams. If the peer is only presumed to have taken the link, waits for its
+    /// answer: otherwise another run of its tunnel could serve a stream under an id that this side
+    /// does not know.
     ///
     /// # Errors
     ///
@@ -356,23 +360,23 @@ impl Peer {
         }
     }
 
-    /// The certificate that was refused last where this peer was dialled.
+    /// The last certificate that was refused when this peer was dialled.
     pub(crate) fn last_refusal(&self) -> Option<Refusal> {
         self.rejections.last(Some(&self.site))
     }
 
-    /// Notes that the peer is refused because its certificate is revoked.
+    /// Records that we refuse the peer because its certificate is revoked.
     pub(crate) fn note_revoked(&self) {
         let revoked = Some(Barred::Revoked(Whose::Peers));
         self.state.send_if_modified(|state| state.bar(revoked));
     }
 
-    /// Waits until another link has taken this one's place.
+    /// Waits until another link has replaced this one.
     pub(crate) async fn replaced(&self, link: &Arc<Link>) {
         self.link_beside(Some(link)).await;
     }
 
-    /// Waits for a link, other than this one if it is named.
+    /// Waits for a link other than `known`.
     pub(crate) async fn link_beside(&self, known: Option<&Arc<Link>>) -> Arc<Link> {
         let is_known = |link: &Arc<Link>| known.is_some_and(|known| Arc::ptr_eq(known, link));
         let other = |state: &State| state.link.clone().filter(|link| !is_known(link));
@@ -382,8 +386,9 @@ impl Peer {
         other(&state).expect("it was waited for")
     }
 
-    /// Waits until nothing is to be begun over a link any more: the peer has not answered on it for long, or another
-    /// one has its place. One that is over says so itself.
+    /// Waits until nothing new should begin over this link: the peer has not answered on it for a
+    /// long time, or another link has replaced it. Does not return because the link is over;
+    /// callers see that on the link itself.
     pub(crate) async fn left(&self, link: &Arc<Link>) {
         let mut changes = self.subscribe();
         let is_left =
@@ -392,19 +397,20 @@ impl Peer {
         let _ = changes.wait_for(is_left).await;
     }
 
-    /// Waits until a link is not the one in use.
+    /// Waits until this link is not the link in use.
     pub(crate) async fn without(&self, link: &Arc<Link>) {
         let mut changes = self.subscribe();
         // The sender of changes is ours.
         let _ = changes.wait_for(|state| !state.uses(link)).await;
     }
 
-    /// What a host is presumed to agree on that has just been reached: what it did before an outage, once for each
-    /// link that was joined since.
+    /// The terms that a host which has just been reached is presumed to accept: those of the link
+    /// before the outage. They are presumed once; a link must be joined before they can be presumed
+    /// again.
     pub(crate) fn presume(&self, host: &HostIdentity) -> Option<Terms> {
         let state = self.state.borrow();
         let link = state.link.as_ref();
-        // One that works is let go of only for one that is sure.
+        // A link that works is only given up for one that the peer has confirmed.
         if state.is_usable() {
             return None;
         }
@@ -419,17 +425,18 @@ impl Peer {
         self.presumed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Streams that wait for the peer: without a carrier, or on a link over which it is not heard.
+    /// Streams that wait for the peer: those without a carrier, and those on a link on which it is
+    /// silent.
     pub(crate) fn paused_count(&self) -> u64 {
         let state = self.state.borrow();
-        // Streams that have asked over a presumed link are without a carrier still.
+        // On a presumed link, streams that have asked to go on still have no carrier.
         let is_silent = state.up().is_none() && !state.is_presumed();
         let silent = state.link.as_ref().filter(|_| is_silent);
         let waiting = silent.map_or(0, |link| link.carried_count());
         waiting + self.streams.tally.paused.load(Ordering::Relaxed)
     }
 
-    /// Times the link was lost of late.
+    /// How often the link was lost within [`health::RECENT`].
     pub(crate) fn recent_loss_count(&self) -> usize {
         let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
         let is_recent = |at: &&StdInstant| at.elapsed() < health::RECENT;
@@ -446,33 +453,35 @@ impl Peer {
         losses.push_back(StdInstant::now());
     }
 
-    /// Asks for a new link in place of the one we have, which works until then.
+    /// Asks for a new link; the current link works until the new one is up.
     pub(crate) fn renew(&self) {
         self.state.send_modify(|state| state.is_outdated = true);
     }
 
-    /// Asks for a new link in place of this one, if another has not taken that already.
+    /// Asks for a new link in place of this one, unless another link has already replaced it.
     pub(crate) fn replace(&self, link: &Arc<Link>) {
         self.state.send_if_modified(|state| {
             state.uses(link) && !std::mem::replace(&mut state.is_outdated, true)
         });
     }
 
-    /// Every link there is: the one in use, and those it has replaced that still carry something.
+    /// All links: the link in use, and replaced links that still exist.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        // Both at once, and in the order in which links change places: none is left out that does just now.
+        // Both locks are held at once, in the order used when links change places. So a link that
+        // is just changing places is not missed.
         let state = self.state.borrow();
         let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         let older = retired.iter().filter_map(Weak::upgrade);
         state.link.iter().cloned().chain(older).collect()
     }
 
-    /// Links that are over whose streams wait for another one: no more than there are streams.
+    /// Links that are over and whose streams wait for another link. There are no more of them than
+    /// streams.
     pub(crate) fn lost_links(&self) -> Vec<Arc<Link>> {
         self.lost().iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Lets go of a link that is over: its streams wait no longer.
+    /// Removes a link from the lost ones: its streams no longer wait.
     pub(crate) fn forget(&self, link: &Arc<Link>) {
         self.lost()
             .retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(link)));
@@ -483,15 +492,15 @@ impl Peer {
         self.lost().push(Arc::downgrade(link));
     }
 
-    /// Those that somebody still holds.
+    /// The lost links that somebody still holds.
     fn lost(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         lost.retain(|link| link.strong_count() > 0);
         lost
     }
 
-    /// Notes why the last attempt failed, while there is no link; says whether that is to be told because of late
-    /// it was another reason.
+    /// Records why the last attempt failed, unless the link is up. Returns whether to log the
+    /// failure: only if it is of a kind that was not logged recently.
     pub(crate) fn note_failure(&self, Unreached { fault, barred }: &Unreached) -> bool {
         let mut is_told = false;
         self.state.send_if_modified(|state| {
@@ -513,14 +522,16 @@ impl Peer {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a new link, and ends the one it replaces; from then on the link is watched.
+    /// Makes a new link the link in use, retires the link it replaces, and starts to watch the new
+    /// one.
     ///
-    /// Two healthy links are never kept: of two that one site dialled the newer stays, for whoever
-    /// dials knows why; of two that both dialled, the one of the site whose name sorts first.
+    /// Two healthy links are never both in use. If one site dialled both, the newer stays, since
+    /// that site had a reason to dial again. If each site dialled one, the link of the site whose
+    /// name sorts first stays.
     ///
     /// # Errors
     ///
-    /// `E_STATE` if the link we have is to stay.
+    /// `E_STATE` if the current link stays.
     pub(crate) fn adopt(self: &Arc<Self>, link: &Arc<Link>) -> Result<(), Fault> {
         let mut refused = None;
         self.state.send_if_modified(|state| {
@@ -532,14 +543,14 @@ impl Peer {
                 self.learn_from(current);
                 self.retire(current);
                 if current.has_connections_of(link) {
-                    // The same connections under the terms that the peer has given since.
+                    // The same connections, under the terms that the peer has named since.
                     current.let_go();
                 } else if current.peer == link.peer && current.party() != link.party() {
-                    // Whoever it was a link with is no more.
+                    // The run that the current link leads to is over.
                     current.close(Code::State, "the peer's tunnel was started anew");
                 }
             }
-            // The peer's wish came with the link.
+            // The cap that the peer wants came with the link.
             self.shape_link(link);
             if let Some(known) = *self.known() {
                 link.resume(known);
@@ -551,7 +562,7 @@ impl Peer {
                 self.rivals().note_taken(&link.party());
                 self.note_up(state);
             } else {
-                // Nothing has been heard over it yet.
+                // Nothing has been received over it yet.
                 state.hearing = match was_up {
                     true => Hearing::Stalled,
                     false => Hearing::Lost,
@@ -571,7 +582,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Takes note that the peer has taken a link which was presumed to be: streams may begin over it.
+    /// Records that the peer has taken a presumed link: streams may begin over it.
     pub(crate) fn note_joined(&self, link: &Arc<Link>) {
         self.state.send_if_modified(|state| {
             link.note_joined();
@@ -583,7 +594,8 @@ impl Peer {
         });
     }
 
-    /// Lets a link live on beside the one that takes its place; the streams of the oldest move if there are many.
+    /// Retires the link that a new one replaces. If too many are retired, closes the oldest, so
+    /// that their streams move.
     fn retire(&self, current: &Arc<Link>) {
         current.retire();
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
@@ -596,7 +608,7 @@ impl Peer {
         }
     }
 
-    /// Keeps what a link has learnt about the path, for the next one.
+    /// Keeps a link's estimate of the path for the next link.
     fn learn_from(&self, link: &Link) {
         if let Some(known) = link.learnt() {
             *self.known() = Some(known);
@@ -607,19 +619,21 @@ impl Peer {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks that a new link is to take the current one's place.
+    /// Checks whether a new link may replace the current one.
     fn check_replaced(&self, current: &Link, new: &Link) -> Result<(), Fault> {
         if current.is_ill() || current.has_connections_of(new) {
             return Ok(());
         }
         let linked = || Fault::new(Code::State, format!("already linked with {}", current.peer));
         if current.peer.host != new.peer.host {
-            // Two hosts that both claim to be the site's tunnel would push each other out for ever.
+            // Two hosts that both claim to be the site's tunnel would replace each other's link for
+            // ever.
             return Err(linked().remedy(ONE_TUNNEL_REMEDY));
         }
         let mut rivals = self.rivals();
         if current.party() != new.party() && rivals.is_past(&new.party()) {
-            // A link whose tunnel is gone shows as stalled before the other one has dialled a few times more.
+            // If the current link's tunnel is gone, this probe shows the link as stalled before the
+            // other tunnel has dialled a few more times.
             current.ask_anyway();
             return Err(rivals.refuse(current, new));
         }
@@ -633,7 +647,7 @@ impl Peer {
         self.rivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The words to show while two tunnels with the peer's identity are there.
+    /// The message to show while two tunnels use the peer's identity.
     pub(crate) fn rivals_shown(&self) -> Option<String> {
         self.rivals().shown(StdInstant::now())
     }
@@ -645,7 +659,7 @@ impl Peer {
                 let peer = &link.peer;
                 tracing::info!(%peer, ?hearing, "link changed");
                 self.state.send_if_modified(|state| {
-                    // Of one that is presumed the peer's answer decides.
+                    // For a presumed link the peer's answer to `Join` decides instead.
                     let is_ours = state.uses(&link) && link.is_joined();
                     if is_ours {
                         self.note_hearing(state, &link, hearing);
@@ -655,14 +669,14 @@ impl Peer {
             })
             .await;
         link.hear_out().await;
-        // What the peer said is forgotten as soon as we close what it said it on.
+        // Read before closing: the peer's close reason is lost as soon as we close the connection.
         let is_denied = link.is_denied();
         let is_outage = link.is_joined() && !is_denied && !link.is_farewell();
-        // One connection is over: the other one must not live on with half of the streams.
+        // If one connection is over, the other must not live on with half of the streams.
         link.close(Code::Unreachable, "the link's other connection is over");
         link.settle();
         self.learn_from(&link);
-        // One that the peer has never taken carried nothing that could wait for the next.
+        // A link that the peer has never taken carried no stream that could wait for the next.
         if link.is_joined() {
             self.note_lost(&link);
         }
@@ -680,8 +694,8 @@ impl Peer {
                 state.link = self.reinstated(&link);
                 *self.presumed() = is_outage.then(|| (link.peer.clone(), link.terms()));
                 if state.link.is_some() {
-                    // What the newer one was made for is still to be had by whoever dialled it; from the other side
-                    // it would be refused without end.
+                    // The newer link's purpose still stands, so if we dialled it we dial again. If
+                    // the peer dialled it we must not: it would refuse our link every time.
                     state.is_outdated = link.dialler != self.site;
                     state.since = SystemTime::now();
                 } else {
@@ -709,7 +723,7 @@ impl Peer {
         state.since = SystemTime::now();
     }
 
-    /// Notes whether the peer is heard over the link in use.
+    /// Records a change of the hearing of the link in use.
     fn note_hearing(&self, state: &mut State, link: &Arc<Link>, hearing: Hearing) {
         let before = std::mem::replace(&mut state.hearing, hearing);
         if hearing == Hearing::Lost {
@@ -722,8 +736,9 @@ impl Peer {
         }
     }
 
-    /// The link that this one has replaced, if it still works: whoever dialled this one may have let go of it
-    /// because the older one answered again, or it was lost before its streams had moved.
+    /// Puts the link that `lost` has replaced back in use, if it still works. This happens if the
+    /// dialling side gave `lost` up because the older link answered again, or if `lost` ended
+    /// before its streams had moved to it.
     fn reinstated(&self, lost: &Link) -> Option<Arc<Link>> {
         if lost.is_farewell() {
             return None;
@@ -734,7 +749,7 @@ impl Peer {
             .rev()
             .filter_map(Weak::upgrade)
             .find(|link| link.party() == lost.party() && link.reinstate())?;
-        // From here on it is no longer beside the newest.
+        // It is the link in use again, and no longer a retired one.
         retired.retain(|other| {
             other
                 .upgrade()

@@ -1,8 +1,9 @@
-//! Two tunnels that show one identity, as a host and its copy do. Pure.
+//! Detects two tunnels that show one identity, as a host and its copy do. Pure.
 //!
-//! A tunnel that is started anew has a run that nobody has seen, and its link takes the place of the one before at once.
-//! A run that comes back after another has taken its place belongs to a second tunnel: were both let in, each would
-//! push the other out for as long as they run. The one whose link works keeps it while it answers.
+//! A restarted tunnel has a run id that is new to us, and its link replaces the one before at once.
+//! A run that comes back after another run has replaced it belongs to a second tunnel. If both were
+//! admitted, they would replace each other's link for as long as they run. So the tunnel that has
+//! the link keeps it while it answers.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,28 +14,29 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::links::link::Link;
 use crate::streams::table::Party;
 
-/// Runs that are remembered: more than there are copies of a host by mistake.
+/// Remembered runs: more than the copies of a host that exist by mistake.
 const RUN_COUNT_MAX: usize = 8;
 
-/// Links of one run that are refused before a second tunnel is certain. A tunnel that has ended may have left one attempt on
-/// its way, for it joins one at a time.
+/// Refused links of one run in a row before a second tunnel is certain. A tunnel that has ended may
+/// have left one attempt under way, since it joins one link at a time.
 const REFUSAL_COUNT_MIN: u32 = 2;
 
-/// How long after the last refusal the second tunnel counts as there: a few times what it waits between two attempts.
+/// How long after the last refusal the second tunnel counts as present: a few times its pause
+/// between two attempts.
 const SHOWN: Duration = Duration::from_secs(15);
 
 /// The remedy for two tunnels that show one identity.
 pub(crate) const REMEDY: &str =
     "issue the copy a certificate of its own; revoke this one if you do not know it";
 
-/// The runs of a peer's tunnels, and whether two are there at once.
+/// The runs of a peer's tunnels, and whether two are present at once.
 #[derive(Debug, Default)]
 pub(super) struct Rivals {
-    /// The run whose link was taken last.
+    /// The run whose link was accepted last.
     last: Option<Party>,
-    /// Runs whose place another one has taken, newest last.
+    /// Runs that another run has replaced, newest last.
     past: VecDeque<Party>,
-    /// The run whose link was refused last, and how often in a row.
+    /// The run whose link was refused last, and how many times in a row.
     refused: Option<(Party, u32)>,
     shown: Option<Shown>,
 }
@@ -46,7 +48,7 @@ struct Shown {
 }
 
 impl Rivals {
-    /// Takes note of the run whose link was taken.
+    /// Records the run whose link was accepted.
     pub(super) fn note_taken(&mut self, party: &Party) {
         if self.last.as_ref() == Some(party) {
             return;
@@ -60,13 +62,13 @@ impl Rivals {
         }
     }
 
-    /// Whether another run has taken this one's place before.
+    /// Whether another run has replaced this one.
     pub(super) fn is_past(&self, party: &Party) -> bool {
         self.past.contains(party)
     }
 
-    /// Takes note of a link that was refused because another run has its place; gives the words of a warning, if one is
-    /// due.
+    /// Records a link that was refused because another run has the link. Returns a warning if one
+    /// is due.
     fn note_refused(
         &mut self,
         party: &Party,
@@ -97,7 +99,8 @@ impl Rivals {
         Some(words)
     }
 
-    /// Refuses a link because another run has its place, and warns of two tunnels once that is certain.
+    /// Refuses a link because another run has the link, and logs a warning once a second tunnel is
+    /// certain.
     pub(super) fn refuse(&mut self, current: &Link, new: &Link) -> Fault {
         let addresses = [current, new].map(Link::remote_address);
         if let Some(words) = self.note_refused(&new.party(), addresses, StdInstant::now()) {
@@ -110,7 +113,7 @@ impl Rivals {
         Fault::new(Code::State, detail).remedy(REMEDY)
     }
 
-    /// The words to show while two tunnels are there.
+    /// The warning to show while two tunnels are present.
     pub(super) fn shown(&self, now: StdInstant) -> Option<String> {
         let shown = self.shown.as_ref().filter(|shown| shown.is_fresh(now));
         shown.map(|shown| shown.words.clone())
@@ -150,7 +153,7 @@ mod tests {
         }
         assert!(rivals.is_past(&run(19)) && rivals.is_past(&run(12)));
         assert!(!rivals.is_past(&run(11)), "forgotten");
-        // It may have the link again once the other one has lost it.
+        // It may have the link again once the other run has lost it.
         rivals.note_taken(&run(19));
         assert!(!rivals.is_past(&run(19)) && rivals.is_past(&run(20)));
     }
@@ -160,7 +163,7 @@ mod tests {
         let (mut rivals, mut now) = (Rivals::default(), StdInstant::now());
         rivals.note_taken(&run(1));
         rivals.note_taken(&run(2));
-        // An attempt that the run before has left on its way.
+        // An attempt that the earlier run has left under way.
         assert_eq!(rivals.note_refused(&run(1), addresses(), now), None);
         assert_eq!(rivals.shown(now), None);
         let told = rivals.note_refused(&run(1), addresses(), now).unwrap();

@@ -1,4 +1,4 @@
-//! What is known about the way to a peer: the link in use, whether the peer is heard over it, and what is in the way.
+//! The state of a peer: the link in use, whether the peer answers on it, and what prevents a link.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -9,41 +9,41 @@ use crate::links::link::Link;
 use crate::links::watchdog::Hearing;
 use crate::operators::health::Whose;
 
-/// What is known about the way to a peer.
+/// The state of the connection to a peer.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     pub link: Option<Arc<Link>>,
-    /// Whether the peer is heard over it.
+    /// Whether the peer answers on the link.
     pub hearing: Hearing,
-    /// A new link is wanted although this one works.
+    /// Whether a new link is wanted although this one works.
     pub is_outdated: bool,
-    /// Why there is no link, or why the one before ended.
+    /// Why there is no link, or why the last one ended.
     pub reason: String,
-    /// What to do about that, where whoever met it knows.
+    /// The remedy for `reason`, if one is known.
     pub remedy: Option<String>,
-    /// What no waiting mends, until there is a link again.
+    /// An obstacle that waiting does not remove; cleared once there is a link again.
     pub barred: Option<Barred>,
     pub since: SystemTime,
 }
 
 impl State {
-    /// Whether what is asked of the link now is likely to succeed.
+    /// Whether a request over the link is likely to succeed now.
     pub(crate) const fn is_usable(&self) -> bool {
         self.link.is_some() && matches!(self.hearing, Hearing::Heard)
     }
 
-    /// The link in use, if it does not answer, and is to be used on once it does.
+    /// The link in use, if the peer does not answer on it and no new link is wanted in its place.
     pub(crate) fn waited_for(&self) -> Option<&Arc<Link>> {
         let is_waited_for = !self.is_usable() && !self.is_outdated;
         self.link.as_ref().filter(|_| is_waited_for)
     }
 
-    /// The link, unless it is down.
+    /// The link, unless the peer counts as lost on it.
     pub(crate) fn up(&self) -> Option<&Arc<Link>> {
         self.link.as_ref().filter(|_| self.hearing != Hearing::Lost)
     }
 
-    /// Whether the link in use is one that the peer is only presumed to have taken.
+    /// Whether the peer is only presumed to have taken the link in use.
     pub(super) fn is_presumed(&self) -> bool {
         self.link.as_ref().is_some_and(|link| !link.is_joined())
     }
@@ -54,8 +54,9 @@ impl State {
         current.is_some_and(|current| Arc::ptr_eq(current, link))
     }
 
-    /// Takes note of what keeps the peer away now. That we refuse it holds while nothing else is known; the others may
-    /// be over, as when it is down to be upgraded.
+    /// Records what prevents a link now; returns whether that changed. `None` does not clear our
+    /// own refusal of the peer's certificate, which still holds. It clears the others, which may be
+    /// over: the peer may be down for an upgrade, for example.
     pub(super) fn bar(&mut self, barred: Option<Barred>) -> bool {
         let (before, refused) = (self.barred, Some(Barred::Revoked(Whose::Peers)));
         self.barred = match barred {
@@ -66,17 +67,18 @@ impl State {
     }
 }
 
-/// What no waiting mends.
+/// An obstacle that waiting does not remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Barred {
-    /// A certificate is revoked: the peer's, which we refuse, or ours, as the peer says.
+    /// A certificate is revoked: the peer's, which we refuse, or ours, according to the peer.
     Revoked(Whose),
     /// The peer has no version in common with us.
     NoVersion,
 }
 
 impl Barred {
-    /// As what it is told to programs: those who are refused themselves are told no more than that there is no link.
+    /// The code local programs see. If our own certificate is revoked they learn only that there is
+    /// no link.
     pub(super) const fn code(self) -> Code {
         match self {
             Self::Revoked(Whose::Peers) => Code::Denied,
@@ -90,7 +92,7 @@ impl Barred {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unreached {
     pub fault: Fault,
-    /// If no waiting mends it: what it is.
+    /// The obstacle, if waiting does not remove it.
     pub barred: Option<Barred>,
 }
 
