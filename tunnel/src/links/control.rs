@@ -1,6 +1,6 @@
-//! A link's own words: what was handed on of each stream, and which streams are over.
+//! The control stream of a link: acknowledgements of stream bytes, ends of streams, path reports.
 //!
-//! They go over the stream that joined the urgent connection, ahead of every class.
+//! It is the stream that joined the urgent connection, and goes ahead of every class.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -25,17 +25,17 @@ use crate::streams::table::{Call, End, Found, Streams};
 /// How long a report may wait for others.
 pub(crate) const REPORT_DELAY: Duration = Duration::from_millis(50);
 
-/// How long the peer may say nothing: for ever, the connection notices if it is gone.
+/// How long the peer may send nothing: for ever, since QUIC notices if the peer is gone.
 const SILENCE: Duration = Duration::MAX;
 
-/// Priority of the link's own words: above every class.
+/// Priority of the control stream: above every class.
 const PRIORITY: i32 = 110;
 
-/// What is to be reported over a link.
+/// Acknowledgements to be sent over a link.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
-    /// The newest of each stream that had something to report since they were last taken: as many as can live
-    /// and end in the time that a word may wait to be taken by the peer.
+    /// The newest report of each stream since the last `take`. Their number is limited by the
+    /// streams that can live and end in the time that a message may wait for the peer.
     waiting: Mutex<Waiting>,
     some: Notify,
     urgent: Notify,
@@ -44,12 +44,12 @@ pub(crate) struct Reports {
 #[derive(Debug, Default)]
 struct Waiting {
     newest: BTreeMap<StreamId, Received>,
-    /// When the first of them was noted: however often something else is to be said, they wait no longer.
+    /// When the first of them was noted. Other messages do not prolong their wait.
     since: Option<Instant>,
 }
 
 impl Reports {
-    /// Notes what a program was given; an urgent report takes the others along at once.
+    /// Records what a program was given. An urgent report is sent at once, with all others.
     pub(crate) fn note(&self, stream: StreamId, received: Received, is_urgent: bool) {
         let mut waiting = self.waiting();
         let is_first = waiting.newest.is_empty();
@@ -66,7 +66,7 @@ impl Reports {
         }
     }
 
-    /// Waits for reports, and a little for more of them. May be given up and called again.
+    /// Waits for a report, and then up to [`REPORT_DELAY`] for more. Cancellation safe.
     async fn take(&self) -> Vec<Report> {
         let since = loop {
             if let Some(since) = self.waiting().since {
@@ -74,7 +74,7 @@ impl Reports {
             }
             self.some.notified().await;
         };
-        // Both ways out are good.
+        // Timeout and urgent report both end the wait.
         let _ = timeout_at(since + REPORT_DELAY, self.urgent.notified()).await;
         let waiting = std::mem::take(&mut *self.waiting());
         let report = |(stream, received)| Report { stream, received };
@@ -87,8 +87,8 @@ impl Reports {
     }
 }
 
-/// What the peer is to be told of the path: what we want to receive, whenever that changes, and what the path
-/// to it carried, whenever it was the limit.
+/// The path report due to the peer: what we want to receive, whenever that changes, and what the
+/// path from the peer carried, whenever the path was the limit.
 #[derive(Debug, Default)]
 pub(crate) struct News {
     told: Mutex<PendingNews>,
@@ -102,14 +102,14 @@ struct PendingNews {
 }
 
 impl News {
-    /// The peer has heard that we want to receive so much at most.
+    /// Starts with the cap that the peer was told when the link was joined.
     pub(crate) fn having_told(rate: Option<Rate>) -> Self {
         let news = Self::default();
         news.told().report.receive_rate_max = rate.map(Rate::bytes_per_second);
         news
     }
 
-    /// What we want to receive at most from now on.
+    /// Sets the most that we want to receive from now on.
     pub(crate) fn wish(&self, rate: Option<Rate>) {
         let wish = rate.map(Rate::bytes_per_second);
         let mut told = self.told();
@@ -120,7 +120,7 @@ impl News {
         }
     }
 
-    /// What the path carried in the last second, when it was the limit.
+    /// Records the rate of the last second, in which the path was the limit.
     pub(crate) fn filled(&self, bytes_per_second: u64) {
         let mut told = self.told();
         told.report.filled_bytes_per_second = Some(bytes_per_second);
@@ -151,8 +151,9 @@ impl News {
     }
 }
 
-/// Talks and listens until the link is over, on the thread that drives the urgent connection: a word
-/// that waits for another thread costs more than the word, and a fast link has a thousand a second.
+/// Sends and receives control messages until the link is over. Both tasks run on the thread that
+/// drives the urgent connection: handing a message to another thread costs more than the message,
+/// and a fast link has a thousand a second.
 pub(crate) fn attend(
     thread: &Handle,
     peer: &Arc<Peer>,
@@ -173,10 +174,11 @@ pub(crate) fn attend(
     });
 }
 
-/// Ends a link whose own words have come to an end in one direction, for none of the two does without the other: what
-/// is to be said would be kept for ever, or never be heard. Its streams go on over the next one.
+/// Ends a link whose control stream has ended in one direction. The other direction is of no use
+/// alone: messages would be kept for ever, or never arrive. The link's streams go on over the next
+/// link.
 fn end(peer: &Peer, link: &Link, fault: Fault) {
-    // One that is over says so itself.
+    // A link that is over reports its own end.
     if link.is_over() {
         return;
     }
@@ -199,9 +201,9 @@ async fn talk(
     mut send: SendStream,
     stall: Duration,
 ) -> Result<(), Fault> {
-    // Fails only on a stream that is gone, as does what follows.
+    // Fails only on a closed stream; then the calls below fail too.
     let _ = send.set_priority(PRIORITY);
-    // A peer that takes no more is heard of even if nothing is to be said.
+    // Notices a peer that stops the stream even if there is nothing to send.
     let mut stopped = pin!(send.stopped());
     let party = link.party();
     let mut unheard = streams.unheard();
@@ -237,7 +239,8 @@ async fn talk(
     }
 }
 
-/// Says a word. A peer that answers and takes none would have more and more of them kept for it.
+/// Sends a message. Fails if the peer answers but takes no message for `stall`: messages for it
+/// would pile up.
 async fn say(
     link: &Link,
     send: &mut SendStream,
@@ -257,7 +260,7 @@ async fn say(
     }
 }
 
-/// Listens until the link is over or the peer says what it must not.
+/// Receives until the link is over or the peer sends a message that does not belong here.
 async fn listen(streams: &Streams, link: &Link, mut recv: RecvStream) -> Fault {
     let party = link.party();
     loop {
@@ -269,13 +272,13 @@ async fn listen(streams: &Streams, link: &Link, mut recv: RecvStream) -> Fault {
             Preamble::Reports(reports) => reports.iter().try_for_each(|report| {
                 match streams.find(report.stream, &party) {
                     Some(Found::Live(stream)) => stream.acknowledge(report.received),
-                    // It ended while the report was on its way.
+                    // The stream ended while the report was under way.
                     _ => Ok(()),
                 }
             }),
             Preamble::Cut(Cut { stream, fault }) => {
                 if let Some(Found::Live(stream)) = streams.find(stream, &party) {
-                    // One that is busy with other calls hears of it when it resumes.
+                    // A stream that is busy with other calls learns of it when it resumes.
                     let _ = stream.call(Call::Cut(fault));
                 }
                 Ok(())

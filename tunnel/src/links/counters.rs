@@ -1,29 +1,30 @@
-//! What has gone through the links to a peer, by class.
+//! Traffic over all links to a peer, by class.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use towpath_protocol::channel::{Class, Leg};
 
-/// Bytes that have gone through a link, per class.
+/// Traffic over the links to a peer, per class.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     sent: [AtomicU64; Class::ALL.len()],
     received: [AtomicU64; Class::ALL.len()],
-    /// Datagrams that were too many.
+    /// Datagrams dropped because there were too many.
     dropped: [AtomicU64; Class::ALL.len()],
     waits: [Waits; Class::ALL.len()],
     packets: [Packets; Leg::ALL.len()],
 }
 
-/// What waited here before QUIC was given it: for a cap, a share, a turn, or room on the path.
+/// Time that data waited here before it was given to QUIC: for a cap, a share, a turn, or room on
+/// the path.
 #[derive(Debug, Default)]
 struct Waits {
     count: AtomicU64,
     micros: AtomicU64,
 }
 
-/// Packets of all connections of a leg, whichever links they were of.
+/// Packets of all connections of a leg, over all links.
 #[derive(Debug, Default)]
 struct Packets {
     sent: AtomicU64,
@@ -43,7 +44,7 @@ impl Counters {
         self.dropped[class.index()].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a piece of a stream, or a datagram, and how long it waited since its program had written it.
+    /// Counts a piece of a stream, or a datagram, and the time since its program wrote it.
     pub(crate) fn add_wait(&self, class: Class, wait: Duration) {
         let waits = &self.waits[class.index()];
         let micros = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
@@ -51,7 +52,7 @@ impl Counters {
         waits.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many pieces and datagrams waited, and how long all of them together.
+    /// Number of pieces and datagrams that waited, and their total wait.
     pub(crate) fn waits(&self, class: Class) -> (u64, Duration) {
         let waits = &self.waits[class.index()];
         let micros = waits.micros.load(Ordering::Relaxed);
@@ -59,17 +60,18 @@ impl Counters {
         (count, Duration::from_micros(micros))
     }
 
-    /// Counts packets that a connection of a leg has sent since it was looked at last, and those that were found lost.
+    /// Adds the packets that a connection of a leg has sent since the last call, and those found
+    /// lost.
     pub(crate) fn add_packets(&self, leg: Leg, sent: u64, lost: u64) {
         let packets = &self.packets[leg as usize];
         packets.sent.fetch_add(sent, Ordering::Relaxed);
         packets.lost.fetch_add(lost, Ordering::Relaxed);
     }
 
-    /// Packets sent over a leg, and those of them that were lost.
+    /// Packets sent over a leg, and how many of them were lost.
     pub(crate) fn packets(&self, leg: Leg) -> (u64, u64) {
         let packets = &self.packets[leg as usize];
-        // Never more lost than sent.
+        // Lost is read first, so that it never exceeds sent.
         let lost = packets.lost.load(Ordering::Relaxed);
         (packets.sent.load(Ordering::Relaxed), lost)
     }

@@ -1,4 +1,4 @@
-//! A link: the two connections to one peer, while they live.
+//! A link: the two connections to one peer, for as long as both live.
 
 mod end;
 mod looks;
@@ -44,34 +44,34 @@ pub(crate) use measured::{LegStanding, Measured, Trouble, per_million};
 use wishes::Wishes;
 pub(crate) use wishes::least;
 
-/// How often a link looks at its connections' counters.
+/// Interval at which a link reads its connections' counters.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How often a link under a cap looks at what has left while it sends: what headers and repeats cost
-/// is charged before it can become a burst.
+/// Interval at which a capped link reads what has left on the wire while it sends. Headers and
+/// retransmissions are charged before they can add up to a burst.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Ticks between two questions to a peer that has stopped answering: 50 ms, which the end of an outage may cost
-/// the streams on the link, on top of itself and one and a half round trips. Where the peer has been silent for long
-/// they are as rare as attempts to dial it.
+/// Ticks between two probes of a silent peer. One tick (50 ms) is the most that probing adds to the
+/// end of an outage, on top of 1.5 round trips. After [`PATIENCE`] of silence the interval is
+/// [`PATIENT_ASK_TICKS`]: probes are then as rare as attempts to dial.
 const ASK_TICKS: u32 = 1;
 const PATIENT_ASK_TICKS: u32 = 5;
 
 /// Ticks over which the goodput shown to operators is measured.
 const GOODPUT_TICKS: u32 = 20;
 
-/// The part of the path's rate that programs must get for that rate to be seen again while bulk keeps
-/// below it: less shows only that they wanted less.
+/// Part of the path's rate, in thousandths, that programs must use for the rate to count as
+/// confirmed while bulk keeps below it. A lower use shows only that programs wanted less.
 const KEPT_BELOW_PER_MILLE_MIN: u64 = 800;
 
-/// Most an urgent connection gets to send at once on bulk's word: four pages batches of 64 KiB.
+/// Largest window that urgent gets on the strength of bulk's estimate: four page batches of 64 KiB.
 const URGENT_FLOOR_BYTES_MAX: u64 = 256 * 1024;
 
-/// How long a link that was replaced is kept though it carries nothing: its peer may not have heard yet that the next one
-/// is taken, and would be without any.
+/// Minimum time that a replaced link is kept although it carries nothing. The peer may not yet know
+/// that the next link was accepted, and would be left without a link.
 const RETIREMENT_MIN: Duration = Duration::from_secs(1);
 
-/// How long a link that was replaced is kept for streams that have not moved: many round trips.
+/// Maximum time that a replaced link is kept for streams that have not moved: many round trips.
 const RETIREMENT_MAX: Duration = Duration::from_secs(10);
 
 /// The two connections to one peer.
@@ -81,7 +81,7 @@ pub(crate) struct Link {
     pub peer: HostIdentity,
     /// The site that dialled.
     pub dialler: Name,
-    /// The version of the words that both sides speak.
+    /// The protocol version of the link.
     pub version: u16,
     pub pace: Arc<Pace>,
     wishes: Wishes,
@@ -91,65 +91,66 @@ pub(crate) struct Link {
     pub turns: Turns,
     /// The certificates it was made with.
     pub papers: Papers,
-    /// The address that it was dialled from, if we dialled.
+    /// The local address that we dialled from; `None` if the peer dialled or if it is unknown.
     source: Option<IpAddr>,
     urgent: Connection,
     bulk: Connection,
     /// The run of the peer's tunnel.
     run: RunId,
-    /// The stream of the link's own words, until it is attended to.
+    /// The control stream, until the control task takes it.
     control: Mutex<Option<(SendStream, RecvStream)>>,
-    /// Streams carried, by leg, and those of them whose programs have not taken what came.
+    /// Streams carried, by leg.
     carried: [Arc<AtomicU64>; 2],
+    /// Streams that wait until their program takes what has arrived, by leg.
     waiting: [Arc<AtomicU64>; 2],
     retired: Mutex<Option<StdInstant>>,
-    /// We have ended it, and its streams with it.
+    /// Whether we have ended the link and its streams with it.
     is_given_up: AtomicBool,
-    /// Whether the peer has said that it takes part.
+    /// Whether the peer has confirmed the link.
     is_joined: AtomicBool,
-    /// Whether another link has taken its connections over.
+    /// Whether another link has taken over its connections.
     let_go: watch::Sender<bool>,
-    /// Why we have closed it, once we have.
+    /// Why we have closed the link, once we have.
     last_word: OnceLock<(Code, String)>,
     windows: Mutex<Windows>,
-    /// Bytes of streams taken from the bulk connection.
+    /// Bytes of streams received over bulk.
     received_bulk: AtomicU64,
-    /// Bytes kept of all streams of a leg until the peer has handed them on.
+    /// Limit for the bytes kept of all streams of a leg until the peer has handed them on.
     tail_bytes: AtomicU64,
-    /// What is kept of those of bulk.
+    /// Bytes kept of all bulk streams until the peer has handed them on.
     held_bulk: Arc<AtomicU64>,
     base_rtt_us: AtomicU64,
-    /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
+    /// See [`Self::learnt`]. Kept, because an interruption makes bulk start its estimate again.
     learnt: Mutex<Option<PathMemory>>,
-    /// Since when the peer has not answered.
+    /// When the peer stopped answering; `None` while it answers.
     silent_since: Mutex<Option<StdInstant>>,
     measured: Mutex<Measured>,
     trouble: Mutex<Trouble>,
     cruise: Mutex<Cruise>,
     alarms: Alarms,
-    /// When the time of bulk's controller began, which is also the cruise's.
+    /// Zero of the time of bulk's controller and of the cruise.
     began: StdInstant,
 }
 
-/// Two connections that were joined to a link, and what was said meanwhile.
+/// Two connections that were joined to a link, and the terms that were exchanged.
 #[derive(Debug)]
 pub(crate) struct Joint {
     pub id: LinkId,
-    /// The version of the words that both sides speak.
+    /// The protocol version of the link.
     pub version: u16,
-    /// Who is at the other end.
+    /// The host and run at the other end.
     pub party: Party,
     /// The site that dialled.
     pub dialler: Name,
     pub urgent: Connection,
     pub bulk: Connection,
-    /// Most that we want to be sent, as the peer was told.
+    /// The cap on what we want to receive, as told to the peer.
     pub told: Option<Rate>,
-    /// Most that the peer wants to be sent, as it said.
+    /// The cap on what the peer wants to receive, as told to us.
     pub theirs: Option<Rate>,
 }
 
-/// A stream that a link carries, or whose program it waits for, until it is dropped.
+/// Counts one stream as carried, or as waiting for its program, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Carrying(Arc<AtomicU64>);
 
@@ -167,7 +168,7 @@ impl Drop for Carrying {
 }
 
 impl Link {
-    /// A link to a site.
+    /// Makes a link to a site.
     pub(crate) fn new(joint: Joint, site: &Peer, memory: &Arc<Memory>) -> Self {
         let (peer, run) = joint.party;
         let (urgent, bulk) = (joint.urgent, joint.bulk);
@@ -222,35 +223,35 @@ impl Link {
         }
     }
 
-    /// The same link, that remembers the certificates it was made with.
+    /// Sets the certificates that the link was made with.
     pub(crate) fn with_papers(mut self, papers: Papers) -> Self {
         self.papers = papers;
         self
     }
 
-    /// The same link, that remembers from where we have dialled it.
+    /// Sets the local address that the link was dialled from.
     pub(crate) const fn with_source(mut self, source: Option<IpAddr>) -> Self {
         self.source = source;
         self
     }
 
-    /// The same link, whose peer has not said yet that it takes part.
+    /// Marks the link as not yet confirmed by the peer.
     pub(crate) fn presumed(self) -> Self {
         self.is_joined.store(false, Ordering::Relaxed);
         self
     }
 
-    /// Notes that the peer has said so.
+    /// Records that the peer has confirmed the link.
     pub(crate) fn note_joined(&self) {
         self.is_joined.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has.
+    /// Whether the peer has confirmed the link.
     pub(crate) fn is_joined(&self) -> bool {
         self.is_joined.load(Ordering::Relaxed)
     }
 
-    /// What was agreed on with the peer.
+    /// The terms that were agreed with the peer.
     pub(crate) fn terms(&self) -> Terms {
         Terms {
             version: self.version,
@@ -259,20 +260,20 @@ impl Link {
         }
     }
 
-    /// Whether the kernel sends to the peer from another address than when we dialled: the peer answers none but
-    /// that one.
+    /// Whether the kernel now sends to the peer from another address than when we dialled. The peer
+    /// only answers to the old address.
     pub(crate) fn has_moved(&self) -> bool {
         let peer = self.urgent.remote_address();
         self.source
             .is_some_and(|source| network::has_moved(source, peer))
     }
 
-    /// Changes what the classes get.
+    /// Changes the shares of the classes.
     pub(crate) fn set_shares(&self, shares: &Shares) {
         self.pace.set_shares(shares);
     }
 
-    /// The connection of a leg.
+    /// The connection of the given leg.
     pub(crate) const fn connection(&self, leg: Leg) -> &Connection {
         match leg {
             Leg::Urgent => &self.urgent,
@@ -280,7 +281,7 @@ impl Link {
         }
     }
 
-    /// The key exchanges that the urgent and the bulk connection have negotiated.
+    /// The key exchange groups negotiated by the urgent and the bulk connection.
     pub(crate) fn key_exchanges(&self) -> Option<[NamedGroup; 2]> {
         let negotiated = |connection: &Connection| {
             let said = connection.handshake_data()?;
@@ -295,7 +296,8 @@ impl Link {
         self.silent_since().is_some()
     }
 
-    /// For how long the peer has not answered; a link that is over was heard last when that began.
+    /// How long the peer has not answered. On a link that is over, the time since its last silence
+    /// began.
     pub(crate) fn silence(&self) -> Option<Duration> {
         self.silent_since().map(|since| since.elapsed())
     }
@@ -316,22 +318,22 @@ impl Link {
         self.connection(leg).rtt()
     }
 
-    /// Whether nothing can be expected of the path just now.
+    /// Whether the link is stalled or over, so that nothing can be expected of the path now.
     pub(crate) fn is_ill(&self) -> bool {
         self.is_stalled() || self.is_over()
     }
 
-    /// Who is at the other end.
+    /// The host and run at the other end.
     pub(crate) fn party(&self) -> Party {
         (self.peer.clone(), self.run)
     }
 
-    /// Keeps the stream of the link's own words until it is attended to.
+    /// Keeps the control stream until the control task takes it.
     pub(crate) fn set_control(&self, control: (SendStream, RecvStream)) {
         *self.control.lock().unwrap_or_else(PoisonError::into_inner) = Some(control);
     }
 
-    /// The stream of the link's own words, once.
+    /// Takes the control stream; it is there once.
     pub(crate) fn take_control(&self) -> Option<(SendStream, RecvStream)> {
         self.control
             .lock()
@@ -339,18 +341,18 @@ impl Link {
             .take()
     }
 
-    /// Counts a stream as carried by a leg.
+    /// Counts a stream as carried by the given leg until the result is dropped.
     pub(crate) fn carry(&self, leg: Leg) -> Carrying {
         Carrying::one_of(&self.carried[leg as usize])
     }
 
-    /// Streams that it carries.
+    /// Number of streams that the link carries.
     pub(crate) fn carried_count(&self) -> u64 {
         let carried = self.carried.iter();
         carried.map(|leg| leg.load(Ordering::Relaxed)).sum()
     }
 
-    /// Counts bytes taken from a stream.
+    /// Counts bytes received on a stream.
     pub(crate) fn count_received(&self, class: Class, bytes: u64) {
         self.counters.add_received(class, bytes);
         if class.leg() == Leg::Bulk {
@@ -358,33 +360,33 @@ impl Link {
         }
     }
 
-    /// Counts bytes of a leg as waiting for a program, until the answer is dropped.
+    /// Counts a stream of the given leg as waiting for its program until the result is dropped.
     pub(crate) fn wait_for_program(&self, leg: Leg) -> Carrying {
         Carrying::one_of(&self.waiting[leg as usize])
     }
 
-    /// What is kept for the path of all streams of a leg.
+    /// Limit for the bytes kept of all streams of a leg until the peer has handed them on.
     pub(crate) fn tail_bytes(&self) -> u64 {
         self.tail_bytes.load(Ordering::Relaxed)
     }
 
-    /// The round trip without a queue.
+    /// The round trip time without a queue.
     pub(crate) fn base_rtt(&self) -> Duration {
         Duration::from_micros(self.base_rtt_us.load(Ordering::Relaxed))
     }
 
-    /// Another link has taken this one's place: it ends once its streams have moved.
+    /// Records that another link has replaced this one, which ends once its streams have moved.
     pub(crate) fn retire(&self) {
         *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = Some(StdInstant::now());
     }
 
-    /// Whether another link has its place.
+    /// Whether another link has replaced this one.
     pub(crate) fn is_retired(&self) -> bool {
         let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         retired.is_some()
     }
 
-    /// Takes it back into its place, if it still works.
+    /// Makes a replaced link the link in use again, if it still works. Returns whether it does.
     pub(crate) fn reinstate(&self) -> bool {
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         let is_well = !self.is_ill();
@@ -395,7 +397,7 @@ impl Link {
     }
 
     fn close_if_retired(&self) {
-        // Until it is closed, so that it is not reinstated meanwhile.
+        // The lock is held until the link is closed, so that it is not reinstated meanwhile.
         let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         let time = if self.carried_count() == 0 {
             RETIREMENT_MIN
@@ -407,7 +409,7 @@ impl Link {
         }
     }
 
-    /// Most bytes of a leg that should be sent at once.
+    /// The most bytes of a leg that should be sent at once.
     pub(crate) fn piece_bytes(&self, leg: Leg) -> u64 {
         match leg {
             Leg::Urgent => u64::MAX,
@@ -415,8 +417,8 @@ impl Link {
         }
     }
 
-    /// Waits until so many bytes of a leg may go without making a queue. Whoever asks waits in a row, so
-    /// streams take turns.
+    /// Waits until `bytes` of a leg may be sent without causing a queue. Callers are served in
+    /// order, so that streams take turns.
     pub(crate) async fn until_free(&self, leg: Leg, bytes: u64) {
         let now = self.now();
         if leg == Leg::Urgent {
@@ -434,7 +436,7 @@ impl Link {
         }
     }
 
-    /// Tells the cruise what is believed about the path, and the controller what comes of it.
+    /// Passes the estimate of the path to the cruise, and the cruise's result to the controller.
     fn look(&self, cruise: &mut Cruise, now: Instant) {
         if cruise.is_curious(now)
             && let Some(delay) = DelayController::of(&self.bulk)
@@ -444,7 +446,8 @@ impl Link {
             cruise.note_urgent(now, left.datagrams, left.bytes);
             cruise.look(now, &estimate);
             if !cruise.is_cruising() {
-                // What QUIC holds when the rate becomes known goes as it comes.
+                // At the moment the rate becomes known, the window is set at once: what QUIC holds
+                // then is sent as it comes.
                 let send_bytes = windows::send_bytes(&estimate, self.tail_bytes());
                 self.bulk.set_send_window(send_bytes);
             }
@@ -455,12 +458,12 @@ impl Link {
         }
     }
 
-    /// The time of the link.
+    /// Time since the link began, as an [`Instant`].
     pub(crate) fn now(&self) -> Instant {
         Instant::ZERO + self.began.elapsed()
     }
 
-    /// How long the link has been there.
+    /// Time since the link began.
     pub(crate) fn age(&self) -> Duration {
         self.began.elapsed()
     }
@@ -473,27 +476,27 @@ impl Link {
         self.windows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of what has left on the wire for the last time, and gives back what is no longer needed.
+    /// Counts what has left on the wire for the last time, and gives back shares and windows.
     pub(crate) fn settle(&self) {
         self.observe();
         self.pace.end();
         self.windows().end();
     }
 
-    /// What bulk has learnt about the path, for the link that follows this one.
+    /// Bulk's estimate of the path, for the link that follows this one.
     pub(crate) fn learnt(&self) -> Option<PathMemory> {
         *self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the link before this one has learnt.
+    /// Starts with the estimate of the link before this one.
     pub(crate) fn resume(&self, known: PathMemory) {
         if let Some(delay) = DelayController::of(&self.bulk) {
             delay.resume(known);
         }
     }
 
-    /// What the bulk connection believes about the path, or the urgent one while bulk has sent nothing, as it is
-    /// told: without what nobody knows. The rate is that of the first of the two that knows it.
+    /// The estimate of the path for operators: bulk's, or urgent's while bulk has none. Unknown
+    /// values are zero. The rate is the first known one of bulk's and urgent's.
     pub(crate) fn estimate(&self) -> Estimate {
         let of = |connection| DelayController::of(connection).map(|delay| delay.estimate());
         let (bulk, urgent) = (of(&self.bulk), of(&self.urgent));
@@ -507,26 +510,28 @@ impl Link {
         estimate.base_rtt = estimate.told_base_rtt;
         estimate.queue_delay = estimate.told_queue;
         estimate.rate_bytes_per_second = rate.unwrap_or(0);
-        // A mean over the whole look, where a round of the estimator's is a few milliseconds.
+        // The cruise's rate is a mean over its whole look; the estimator's is over a round of a few
+        // milliseconds.
         if let Some(rate) = self.path_bytes_per_second() {
             estimate.rate_bytes_per_second = rate;
         }
         estimate
     }
 
-    /// What the path carries, while bulk keeps below it.
+    /// The rate of the path, while bulk keeps below it.
     fn path_bytes_per_second(&self) -> Option<u64> {
         self.cruise().path_bytes_per_second()
     }
 
-    /// What the path carries, if so many bytes a second show it: bulk that keeps below the path's rate
-    /// shows that rate as well as bulk that fills it, unless programs wanted less.
+    /// The rate of the path, if the given goodput confirms it. Bulk that keeps below the path's
+    /// rate confirms it as well as bulk that fills the path, unless programs wanted less.
     pub(crate) fn capacity_shown_by(&self, goodput_per_second: u64) -> Option<u64> {
         let rate = self.path_bytes_per_second()?;
         (goodput_per_second >= rate / 1000 * KEPT_BELOW_PER_MILLE_MIN).then_some(rate)
     }
 
-    /// Watches both connections until one is over; gives why. `on_change` hears whether the peer is heard.
+    /// Watches both connections until one is over; returns the reason. Calls `on_change` whenever
+    /// the hearing of the peer changes.
     pub(crate) async fn watch(&self, on_change: impl Fn(Hearing)) -> String {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -543,12 +548,12 @@ impl Link {
                 _ = looks.tick(), if self.pace.is_unobserved() => drop(self.observe()),
             }
         };
-        // Connections that are over still say what went over them.
+        // The counters of a closed connection can still be read.
         self.count_packets(&mut rounds.packets, &self.observe());
         reason
     }
 
-    /// Looks at the counters, and asks on if they show that the peer does not answer.
+    /// Reads the counters, and probes a peer that they show as silent.
     fn listen(&self, rounds: &mut Rounds, on_change: impl Fn(Hearing)) {
         let is_stalled = self.tick(rounds);
         let hearing = {
@@ -563,7 +568,8 @@ impl Link {
         if !is_stalled {
             rounds.silent_ticks = 0;
             if is_news {
-                // What the interruption took of the other connection, and of what the peer has sent.
+                // Finds out what the interruption took from the other connection and from the
+                // peer's packets.
                 self.ask();
             }
             return;
@@ -580,12 +586,13 @@ impl Link {
         rounds.silent_ticks = rounds.silent_ticks.saturating_add(1);
     }
 
-    /// Has the peer acknowledge something at once: what an interruption took is repeated as soon as that shows it, and
-    /// not when QUIC's own probe is due, whose pauses have doubled meanwhile.
+    /// Makes the peer acknowledge a packet at once. Packets lost in an interruption are then
+    /// retransmitted as soon as the acknowledgement shows the loss. QUIC's own probe would come
+    /// later, since its interval has doubled several times meanwhile.
     pub(crate) fn ask(&self) {
         let is_dialled = self.dialler != self.peer.site;
         for leg in Leg::ALL {
-            // A region whose edges are all away does not call after those that have nothing on the way.
+            // A region whose edges are all away does not probe legs that carry no stream.
             let is_used = self.carried[leg as usize].load(Ordering::Relaxed) > 0;
             if !self.is_retired() && (is_dialled || is_used) {
                 self.ask_on(leg);
@@ -593,8 +600,8 @@ impl Link {
         }
     }
 
-    /// Has the peer acknowledge something on both connections, whatever they carry: one that is gone then shows as
-    /// stalled.
+    /// Makes the peer acknowledge a packet on both connections, whatever they carry. If the peer is
+    /// gone, the link then shows as stalled.
     pub(crate) fn ask_anyway(&self) {
         Leg::ALL.into_iter().for_each(|leg| self.ask_on(leg));
     }
@@ -604,7 +611,8 @@ impl Link {
         if let Some(delay) = DelayController::of(connection) {
             delay.ask();
         }
-        // No flow has a datagram of no bytes; a connection that is over needs none.
+        // No flow sends an empty datagram, so the peer ignores it. A connection that is over needs
+        // no probe.
         let _ = connection.send_datagram(Bytes::new());
     }
 
@@ -614,7 +622,7 @@ impl Link {
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
-    /// Waits until the peer has acknowledged something behind a question.
+    /// Waits until the peer has acknowledged a packet sent after a probe.
     async fn answered(&self) {
         let [urgent, bulk] = [&self.urgent, &self.bulk].map(DelayController::of);
         let (Some(urgent), Some(bulk)) = (urgent, bulk) else {
@@ -626,18 +634,19 @@ impl Link {
         }
     }
 
-    /// Looks at the counters once; says whether the link is stalled.
+    /// Reads the counters once; returns whether the link is stalled.
     fn tick(&self, rounds: &mut Rounds) -> bool {
         let stats = self.observe();
         self.count_packets(&mut rounds.packets, &stats);
         let now = Instant::ZERO + rounds.began.elapsed();
-        // Each is a copy of all that its connection has learnt: once a tick is enough.
+        // Each `of` copies the controller's whole state, so it is called once per tick.
         let delays = [&self.urgent, &self.bulk].map(DelayController::of);
         let mut is_stalled = false;
         for ((watch, stats), delay) in rounds.watches.iter_mut().zip(&stats).zip(&delays) {
             is_stalled |= watch.look(seen(delay.as_ref(), stats), now);
         }
-        // Of a link that was replaced the last word may be old, and all of a peer's links share one pace.
+        // The last wish heard on a replaced link may be old, and all links to a peer share one
+        // pacer.
         rounds.is_cap_news |= !self.is_retired() && self.heed();
         if let [Some(urgent), Some(bulk)] = &delays {
             let bulk = bulk.estimate();
@@ -656,8 +665,9 @@ impl Link {
         is_stalled
     }
 
-    /// Looks although no program asks: one whose last piece was long waits long on a thin link, and one whose path
-    /// became thinner has no room for the next piece while that shows.
+    /// Updates the cruise although no stream sends. Otherwise the update could be late: after a
+    /// long piece on a slow path the next one is long in coming, and on a path that has become
+    /// slower the next piece finds no room while that shows.
     fn look_on(&self, bulk: &Estimate) {
         let mut cruise = self.cruise();
         if !cruise.is_cruising() || cruise.is_thinner(bulk) {
@@ -665,7 +675,7 @@ impl Link {
         }
     }
 
-    /// Bytes that have come on the wire.
+    /// Bytes received on the wire.
     pub(crate) fn came_bytes(&self) -> u64 {
         let of = |connection: &Connection| {
             wire_bytes(&connection.stats().udp_rx, connection.remote_address().ip())
@@ -673,17 +683,17 @@ impl Link {
         of(&self.urgent) + of(&self.bulk)
     }
 
-    /// Shows the shaper what has left on the wire.
+    /// Passes to the shaper what has left on the wire, and returns the counters.
     fn observe(&self) -> [ConnectionStats; 2] {
         let stats = [self.urgent.stats(), self.bulk.stats()];
-        // Both connections take the same way.
+        // Both connections use the same path.
         let peer = self.urgent.remote_address().ip();
         self.pace
             .observe([0, 1].map(|leg| wire_bytes(&stats[leg].udp_tx, peer)));
         stats
     }
 
-    /// Tells the urgent connection what bulk knows about the path, and both how much to buffer.
+    /// Gives urgent what bulk has learnt about the path, and sets the buffer sizes of both.
     fn share_estimate(&self, urgent: &DelayController, bulk: &Estimate) {
         if bulk.is_settled {
             let mut learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);

@@ -38,28 +38,28 @@ use crate::trust::failures::{self, Refused};
 /// How long a handshake may take: a few round trips over the slowest link, with a loss.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a refusal may take to be heard.
+/// How long to wait until the peer has received a refusal.
 const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 
-/// First connections that wait for their second, of one peer: its overlapping attempts.
+/// First connections of one peer that wait for their second: its overlapping attempts.
 const PENDING_COUNT_MAX: usize = 8;
 
-/// Connections of one host that have come to no link yet: two for each of its overlapping attempts. Each may bring a
-/// whole window before its first words (T06).
+/// Connections of one host that are not part of a link yet: two for each of its overlapping
+/// attempts. Each may send a whole window before its `Join` is read (T06).
 const UNJOINED_COUNT_MAX: usize = 2 * PENDING_COUNT_MAX;
 
-/// A first connection that waits for its link's second.
+/// A first connection that waits for the second of its link.
 struct Pending {
     connection: Connection,
     host: HostIdentity,
     leg: Leg,
     answer: SendStream,
     recv: RecvStream,
-    /// The connection's place among those that have come to no link yet.
+    /// Counts the connection among those that are not part of a link yet.
     _place: Place<HostIdentity>,
 }
 
-/// Accepts until the tunnel stops.
+/// Accepts links until the tunnel stops.
 pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdown) {
     let listener = Arc::new(Listener {
         core,
@@ -84,15 +84,15 @@ struct Listener {
     core: Arc<Core>,
     gate: Gate,
     pending: Mutex<BTreeMap<(HostIdentity, LinkId), Pending>>,
-    /// Connections that have come to no link yet, by whose they are.
+    /// Connections that are not part of a link yet, by host.
     unjoined: Arc<Places<HostIdentity>>,
-    /// Which refusals have a line of the log; all are counted.
+    /// Limits the log lines about refusals; all refusals are counted.
     lines: Lines,
 }
 
 impl Listener {
-    /// Drops what is too much, before it costs a signature; what is not has its place from here on,
-    /// so that a flood cannot outrun the count.
+    /// Drops excess handshakes before they cost a signature. An admitted handshake takes its place
+    /// here, so that a flood cannot outrun the count.
     fn admit(&self, incoming: Incoming) -> Option<(Incoming, Place<IpAddr>)> {
         let address = incoming.remote_address().ip();
         let missing = || {
@@ -122,7 +122,7 @@ impl Listener {
         let source = incoming.remote_address();
         let (accepted, driver) = Driver::spawned_by(|| incoming.accept());
         let shaken = timeout(HANDSHAKE_WAIT, async { accepted?.await }).await;
-        // Whoever has proved an identity takes nothing from strangers any more.
+        // A proven identity no longer takes places that are meant for strangers.
         drop(place);
         if let (Ok(Err(ConnectionError::ConnectionClosed(_))), Some(driver)) = (&shaken, driver) {
             driver.end_drained();
@@ -158,7 +158,7 @@ impl Listener {
             }
         };
         if let Err(fault) = self.join(&connection).await {
-            // Whoever dials drops what another attempt was faster than.
+            // A dialling peer drops the attempts that were slower than another.
             let end = connection.close_reason();
             if end.is_some_and(|reason| is_given_up(&reason)) {
                 tracing::debug!(%source, %fault, "link given up by the peer");
@@ -171,7 +171,7 @@ impl Listener {
         }
     }
 
-    /// Counts the refusals that no verifier has counted.
+    /// Counts the refusals that the verifier has not counted itself.
     fn count(&self, error: &ConnectionError) {
         let alert = failures::alert_we_sent(error);
         match (alert, alert.and_then(Rejection::from_alert)) {
@@ -181,7 +181,7 @@ impl Listener {
         }
     }
 
-    /// Reads a connection's first words, and makes the link once both connections are there.
+    /// Reads a connection's `Join`, and makes the link once both connections have joined.
     async fn join(self: &Arc<Self>, connection: &Connection) -> Result<(), Fault> {
         let host = serve::identity_of(connection)?;
         let peer = self.core.peers.get(&host.site).ok_or_else(|| {
@@ -235,7 +235,8 @@ impl Listener {
         }
     }
 
-    /// Both connections of a link, urgent first; or none, and this one waits.
+    /// Returns both connections of the link, urgent first, if this one is the second. Otherwise
+    /// keeps it to wait for the second.
     fn pair(
         self: &Arc<Self>,
         join: &Join,
@@ -309,7 +310,7 @@ impl Listener {
         });
         let answering = async {
             for send in [&mut urgent.answer, &mut bulk.answer] {
-                // A connection that is already gone ends the link by itself.
+                // A closed connection ends the link by itself.
                 let _ = wire::write(send, &answer).await;
             }
         };
@@ -324,11 +325,11 @@ impl Listener {
         Ok(())
     }
 
-    /// Shows a host whose link was refused because another tunnel of its site has the place.
+    /// Records a link that was refused because another tunnel of its site has the link.
     fn note_not_taken(&self, link: &Link, fault: &Fault) {
         let (source, host) = (link.remote_address(), &link.peer);
         if fault.remedy.is_none() {
-            // Both sites have dialled: one link of the same two tunnels is there.
+            // Both sites have dialled: a link between the same two tunnels exists.
             tracing::debug!(%source, %host, %fault, "link not taken");
             return;
         }
@@ -346,7 +347,7 @@ impl Listener {
     }
 }
 
-/// Whether the peer has let go of a handshake: of attempts that overlap it needs one only.
+/// Whether the peer has given the connection up: of overlapping attempts it needs only one.
 fn is_given_up(error: &ConnectionError) -> bool {
     match error {
         ConnectionError::ConnectionClosed(close) => {
@@ -357,7 +358,7 @@ fn is_given_up(error: &ConnectionError) -> bool {
     }
 }
 
-/// A connection's first words, and the stream they came on.
+/// Reads a connection's `Join`. Returns it with the stream that it came on.
 async fn first_words(
     connection: &Connection,
     wait: Duration,
@@ -374,14 +375,15 @@ async fn first_words(
     }
 }
 
-/// Says why a link cannot be had, and waits until it was heard: closing at once would overtake it.
+/// Tells the peer why its link is refused, and waits until it has received that: closing the
+/// connection at once would discard the message.
 async fn refuse(answer: &mut SendStream, fault: &Fault) {
     let refusing = async {
-        // A connection that is already gone hears nothing, and ends the wait.
+        // A closed connection receives nothing, and ends the wait.
         let _ = wire::write(answer, &Preamble::Refused(fault.clone())).await;
         let _ = answer.finish();
         let _ = answer.stopped().await;
     };
-    // Whoever gives no room to be answered in need not know.
+    // A peer that does not read the answer goes without it.
     let _ = timeout(REFUSAL_WAIT, refusing).await;
 }

@@ -1,10 +1,10 @@
-//! Hears from the kernel that the network has changed, so that a lost link is dialled at once, and one that would
-//! be lost is replaced.
+//! Learns of network changes from the kernel, so that a lost link is dialled at once and a link
+//! that would be lost is replaced.
 //!
-//! A cable that is plugged in, an address that came or went, a route: each is announced to whoever listens, and
-//! listening takes no privilege. What is announced is not read beyond its kind, for the dial itself finds
-//! out whether it helps, and the kernel says from where it would send now. One change makes a handful of
-//! announcements; they are heard as one.
+//! The kernel announces changes of interfaces, addresses and routes over netlink to any listener,
+//! without privileges. Only the kind of an announcement is read: dialling shows whether the change
+//! helps, and the kernel is asked for the source address separately. One change causes several
+//! announcements, which are merged.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -21,28 +21,28 @@ use towpath_protocol::time::Instant;
 
 use crate::links::backoff;
 
-/// How long the announcements of one change are gathered: a route follows its address, and that its link,
-/// within milliseconds.
+/// How long the announcements of one change are gathered: a route follows its address, and the
+/// address its interface, within milliseconds.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// Least time between two changes that are told, as between two attempts that nobody answers: a host where
-/// networks come and go all day does not dial more often than one that waits.
+/// Minimum time between two reported changes: that between two unanswered attempts. So a host whose
+/// networks come and go all day does not dial more often than one that waits for an answer.
 const SPACING: Duration = backoff::BETWEEN;
 
-/// Bytes of one announcement that are read: its kind is in the first few, and the rest may be cut off.
+/// Bytes of a datagram that are read. The kind is in the first few bytes; the rest may be cut off.
 const BUFFER_BYTES: usize = 8 * 1024;
 
 /// Groups of the kernel's announcements (rtnetlink(7), `RTMGRP_*`): links, addresses, routes.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 
-/// Kinds that can change whether a peer is reached, or from where (rtnetlink(7)): `RTM_NEWLINK`, `RTM_NEWADDR`,
-/// `RTM_DELADDR`, `RTM_NEWROUTE`, `RTM_DELROUTE`.
+/// Kinds that can change whether a peer is reached, or from which address (rtnetlink(7)):
+/// `RTM_NEWLINK`, `RTM_NEWADDR`, `RTM_DELADDR`, `RTM_NEWROUTE`, `RTM_DELROUTE`.
 const NEWS: [u16; 5] = [16, 20, 21, 24, 25];
 
-/// Bytes of an announcement's header: length and kind are its first six.
+/// Bytes of an announcement's header; length and kind are in the first six.
 const HEADER_BYTES: usize = 16;
 
-/// Counts changes of the network; whoever wants to dial listens to it.
+/// Counts changes of the network; tasks that dial subscribe to it.
 #[derive(Debug)]
 pub(crate) struct Network(watch::Sender<u64>);
 
@@ -53,17 +53,18 @@ impl Default for Network {
 }
 
 impl Network {
-    /// Hears of changes from now on.
+    /// Notifies of changes from now on.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.0.subscribe()
     }
 
-    /// Changes that were told so far.
+    /// Number of changes reported so far.
     pub(crate) fn count(&self) -> u64 {
         *self.0.borrow()
     }
 
-    /// Listens until the tunnel stops. Where that cannot be had, links are dialled by the clock alone.
+    /// Listens until the tunnel stops. If listening is not possible, links are dialled by the clock
+    /// alone.
     pub(crate) async fn keep(&self, mut stop: Shutdown) {
         let ended = tokio::select! {
             () = stop.requested() => return,
@@ -95,28 +96,29 @@ impl Network {
     }
 }
 
-/// How often the kernel is asked before another address counts: where several ways are equally good it takes one by the
-/// ports, and those differ each time.
+/// How often the kernel is asked before the source address counts as changed. Between several equal
+/// routes the kernel chooses by the ports, which differ each time.
 const QUESTION_COUNT_MAX: usize = 16;
 
-/// Whether the kernel sends to another from a different address than this one.
+/// Whether the kernel now sends to `target` from another address than `source`.
 pub(crate) fn has_moved(source: IpAddr, target: SocketAddr) -> bool {
     is_elsewhere(source, || source_towards(target))
 }
 
-/// Whether every answer is a different address. No way at all is not another one.
+/// Whether every answer is an address other than `source`. No route at all does not count as
+/// another address.
 fn is_elsewhere(source: IpAddr, mut ask: impl FnMut() -> Option<IpAddr>) -> bool {
     (0..QUESTION_COUNT_MAX).all(|_| ask().is_some_and(|now| now != source))
 }
 
-/// The address from which the kernel would send to another now; none if it knows no way there.
+/// The address from which the kernel would send to `target` now; `None` if there is no route.
 pub(crate) fn source_towards(target: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, 0)).ok()?;
-    // Nothing is sent: this asks for the way alone.
+    // Sends nothing; `connect` only looks the route up.
     socket.connect(target).ok()?;
     Some(socket.local_addr().ok()?.ip())
 }
@@ -127,34 +129,35 @@ fn open() -> io::Result<UnixDatagram> {
     // Protocol 0 is `NETLINK_ROUTE`.
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
     bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
-    // The runtime has no name for this family; of a socket of datagrams no more is asked than to receive.
+    // tokio has no type for this address family. Of the datagram socket only `recv` is used.
     UnixDatagram::from_std(socket.into())
 }
 
-/// Whether what was received may matter.
+/// Whether a received datagram may announce a relevant change.
 fn is_news(buffer: &[u8], heard: io::Result<usize>) -> io::Result<bool> {
     match heard {
         Ok(count) => Ok(kinds(&buffer[..count]).any(|kind| NEWS.contains(&kind))),
-        // Some were lost because there were too many: what they said is not known.
+        // Some announcements were lost because there were too many; they may have been relevant.
         Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => Ok(true),
         Err(error) => Err(error),
     }
 }
 
-/// The kinds of the announcements in a datagram, as far as they are whole.
+/// The kinds of the announcements in a datagram. Stops at an incomplete header.
 pub(crate) fn kinds(mut datagram: &[u8]) -> impl Iterator<Item = u16> {
     std::iter::from_fn(move || {
         let header = datagram.get(..HEADER_BYTES)?;
         let bytes = u32::from_ne_bytes(header[..4].try_into().expect("four bytes"));
         let kind = u16::from_ne_bytes(header[4..6].try_into().expect("two bytes"));
-        // The next one begins at a multiple of four; one that is too short would never end.
+        // Announcements are aligned to four bytes. A length below the header's is raised to it,
+        // since the loop would not end otherwise.
         let next = usize::try_from(bytes).ok()?.max(HEADER_BYTES);
         datagram = datagram.get(next.next_multiple_of(4)..).unwrap_or_default();
         Some(kind)
     })
 }
 
-/// Makes one of many: when a change is told.
+/// Merges announcements into changes, and decides when a change is reported.
 #[derive(Debug, Default)]
 struct Calm {
     due: Option<Instant>,
@@ -232,7 +235,7 @@ mod tests {
         };
         assert!(!asked(&addresses[..1]));
         assert!(asked(&addresses[1..]));
-        // The one it was comes third.
+        // The original address comes third.
         assert!(!asked(&[addresses[1], addresses[2], addresses[0]]));
         assert!(!asked(&[]), "no way at all");
     }
@@ -244,7 +247,7 @@ mod tests {
         }
     }
 
-    /// Every group can be listened to without privileges, and no kernel says anything by itself.
+    /// Every group can be joined without privileges, and the kernel announces nothing by itself.
     #[tokio::test]
     async fn the_kernel_lets_anybody_listen() {
         let opened = match open() {

@@ -148,7 +148,7 @@ pub(crate) struct Peer {
     pub recent: Recent,
     /// Attempts to dial the peer so far, by cause.
     pub dials: [AtomicU64; Cause::ALL.len()],
-    /// Limits which failures of streams opened by the peer are logged.
+    /// Rate limits of log lines about this peer's links and streams.
     pub told: StreamLog,
     pub probes: probe::Tally,
     /// How often to measure the path to the peer, and how much that may cost.

@@ -1,24 +1,24 @@
 //! The watchdog of one connection: notices that a peer no longer answers, long before QUIC gives up.
 //!
-//! Pure. After an outage QUIC's own probes come ever more rarely (each waits twice as long as the one
-//! before), so a path that is back after ten seconds is tried again only seconds later. Whoever dials
-//! does not wait for that: once something sent has stayed unanswered for longer than any healthy path
-//! takes, a second connection is dialled beside the first, and the first asks again and again.
+//! Pure. During an outage the interval between QUIC's own probes doubles each time. A path that is
+//! back after ten seconds is then probed only seconds later. The dialling side does not wait for
+//! that. Once something sent has stayed unanswered for longer than on any healthy path, it dials a
+//! second link beside the first and keeps probing the first.
 
 use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
-/// Least time without an answer that counts as a stall: a busy host may sleep this long.
+/// Minimum time without an answer that counts as a stall: a busy host may be held up for this long.
 const STALL_MIN: Duration = Duration::from_millis(300);
 
-/// Longest time an acknowledgement may be put off by the peer (RFC 9000's `max_ack_delay`).
+/// Longest time by which the peer may delay an acknowledgement (`max_ack_delay` of RFC 9000).
 const ACK_DELAY_MAX: Duration = Duration::from_millis(25);
 
-/// A look that comes this much later than the one before says that *we* slept, not the peer.
+/// If a look comes this much later than the one before, *we* were held up, not the peer.
 const OVERSLEPT: Duration = Duration::from_millis(150);
 
-/// How long a peer that has stopped answering passes for one that is there: then its link is down for all who ask, and
+/// How long a silent peer still counts as present. Afterwards its link is reported as down, and
 /// kept for the streams on it.
 const LOST_AFTER: Duration = Duration::from_secs(3);
 
@@ -28,14 +28,14 @@ pub(crate) enum Hearing {
     /// It answers.
     #[default]
     Heard,
-    /// It has stopped answering just now.
+    /// It has stopped answering, less than three seconds ago.
     Stalled,
-    /// It has not answered for long.
+    /// It has not answered for three seconds or more.
     Lost,
 }
 
 impl Hearing {
-    /// What is made of a peer that has not answered for so long, if it has not.
+    /// The hearing of a peer that has been silent for `silence`; `None` if it answers.
     pub(crate) fn after(silence: Option<Duration>) -> Self {
         match silence {
             None => Self::Heard,
@@ -45,13 +45,14 @@ impl Hearing {
     }
 }
 
-/// What a connection's counters say.
+/// The counters of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Counted {
-    /// Packets of ours that have arrived, as the peer says. What else comes from it tells nothing of that: where one
-    /// direction is lost, it asks on and on, and says again what it had before.
+    /// Our packets that the peer has acknowledged. Other packets from the peer do not count. If
+    /// only our direction is lost, the peer goes on sending probes and acknowledgements it has sent
+    /// before.
     pub arrived: u64,
-    /// Frames sent that the peer has to answer.
+    /// Ack-eliciting frames sent.
     pub asked: u64,
     /// The smoothed round trip.
     pub rtt: Duration,
@@ -62,13 +63,13 @@ pub(crate) struct Counted {
 pub(crate) struct Watch {
     arrived: u64,
     asked: u64,
-    /// When something was first sent that nothing has answered since.
+    /// When the first unanswered ack-eliciting frame was noticed.
     unanswered_since: Option<Instant>,
     looked: Instant,
 }
 
 impl Watch {
-    /// Looks at the counters; says whether the peer has stopped answering.
+    /// Evaluates the counters; returns whether the peer has stopped answering.
     pub(crate) fn look(&mut self, seen: Counted, now: Instant) -> bool {
         let slept = now.since(self.looked);
         self.looked = now;
@@ -91,8 +92,8 @@ impl Watch {
     }
 }
 
-/// Three probe timeouts: a smoothed round trip and as much again for its variation, and the peer's
-/// delay of an acknowledgement.
+/// Three probe timeouts. Each is the smoothed round trip, as much again for its variation, and the
+/// peer's acknowledgement delay.
 fn stall_after(rtt: Duration) -> Duration {
     (3 * (2 * rtt + ACK_DELAY_MAX)).max(STALL_MIN)
 }
@@ -117,7 +118,7 @@ mod tests {
         Instant::from_nanos(millis * 1_000_000)
     }
 
-    /// Looks every tick while nothing is acknowledged; gives when the stall showed.
+    /// Looks every tick while nothing is acknowledged; returns the time at which the stall showed.
     fn stalled_at(watch: &mut Watch, from: u64, until: u64, asked: u64) -> Option<u64> {
         (from..until)
             .step_by(TICK_STEP)

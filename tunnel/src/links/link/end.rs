@@ -1,4 +1,5 @@
-//! How a link ends: by a word of either side's, with one of its connections, or by leaving them to another link.
+//! How a link ends: one side ends it, one of its connections is over, or another link takes them
+//! over.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,18 +12,19 @@ use super::Link;
 use crate::quic::congestion::DelayController;
 use crate::quic::wire;
 
-/// How long the reason on the other connection is waited for: a round trip, for both were closed at once. Not less than a
-/// busy host takes to read two sockets, nor longer than programs notice.
+/// Bounds of the time to wait for the peer's reason on the other connection. The wait is one round
+/// trip, since the peer closes both at once. The minimum covers a busy host that reads two sockets;
+/// the maximum is below what programs notice.
 const REASON_WAIT_MIN: Duration = Duration::from_millis(50);
 const REASON_WAIT_MAX: Duration = Duration::from_millis(500);
 
 impl Link {
-    /// Whether a link is made of the same two connections.
+    /// Whether both links are made of the same two connections.
     pub(crate) fn has_connections_of(&self, other: &Self) -> bool {
         self.urgent.stable_id() == other.urgent.stable_id()
     }
 
-    /// Ends the link and leaves its connections to the one that has taken them over.
+    /// Ends the link without closing its connections, which another link has taken over.
     pub(crate) fn let_go(&self) {
         self.let_go.send_replace(true);
     }
@@ -31,7 +33,7 @@ impl Link {
         *self.let_go.borrow()
     }
 
-    /// Waits until another link has taken the connections over.
+    /// Waits until another link has taken over the connections.
     pub(super) async fn until_let_go(&self) {
         // The sender is the link's own.
         let _ = self
@@ -41,14 +43,15 @@ impl Link {
             .await;
     }
 
-    /// Whether one of the connections is over, or another link's, and with it this link.
+    /// Whether the link is over: a connection is closed, or another link has taken them over.
     pub(crate) fn is_over(&self) -> bool {
         self.is_let_go()
             || self.urgent.close_reason().is_some()
             || self.bulk.close_reason().is_some()
     }
 
-    /// Waits until one of the connections is over. One that another link has taken over has carried nothing that waits.
+    /// Waits until one of the connections is over. Does not return because another link has taken
+    /// the connections over: such a link carried no stream that waits.
     pub(crate) async fn over(&self) {
         tokio::select! {
             _ = self.urgent.closed() => {}
@@ -56,18 +59,18 @@ impl Link {
         }
     }
 
-    /// Whether one side has ended the link, and its streams with it.
+    /// Whether one side has ended the link together with its streams.
     pub(crate) fn is_farewell(&self) -> bool {
         self.is_given_up.load(Ordering::Relaxed) || self.is_closed_with(Code::Gone)
     }
 
-    /// Whether the peer has ended it because our certificate is revoked: it ends a link that is up with that code for
-    /// nothing else.
+    /// Whether the peer has ended the link because our certificate is revoked. The peer closes a
+    /// link that is up with this code for no other reason.
     pub(crate) fn is_denied(&self) -> bool {
         self.is_joined() && self.is_closed_with(Code::Denied)
     }
 
-    /// Whether the peer has closed one of the connections with a code.
+    /// Whether the peer has closed one of the connections with the given code.
     fn is_closed_with(&self, code: Code) -> bool {
         let code: VarInt = wire::code(code);
         [&self.urgent, &self.bulk].into_iter().any(|connection| {
@@ -76,13 +79,14 @@ impl Link {
         })
     }
 
-    /// Ends the link; the peer is told why.
+    /// Ends the link and tells the peer why. Unless the reason is temporary, the streams end with
+    /// it.
     pub(crate) fn close(&self, why: Code, words: &str) {
         if self.is_let_go() {
             return;
         }
         let is_passing = matches!(why, Code::State | Code::Unreachable | Code::Stalled);
-        // What the peer said is forgotten by its connection as soon as we close that.
+        // Read first: the peer's close reason is lost as soon as we close the connection.
         let is_final = !is_passing || self.is_farewell();
         self.is_given_up.fetch_or(is_final, Ordering::Relaxed);
         let (why, words) = self.last_word(why, words);
@@ -91,25 +95,27 @@ impl Link {
         }
     }
 
-    /// The one reason that the peer is given, on both connections: that of the first who closes the link. Its watcher
-    /// sees the first connection closed, and may come before the second one is.
+    /// The reason that the peer is given on both connections: that of the first caller. The link's
+    /// watcher sees the first connection closed, and may call `close` before the second one is
+    /// closed.
     fn last_word(&self, why: Code, words: &str) -> &(Code, String) {
         self.last_word.get_or_init(|| (why, words.to_owned()))
     }
 
-    /// Waits for the peer's reason where one connection says no more than that the other is over: the reason comes over
-    /// that one.
+    /// Waits for the peer's reason, if one connection only says that the other is over: then the
+    /// reason arrives on the other.
     pub(crate) async fn hear_out(&self) {
         if self.is_farewell() || !self.is_closed_with(Code::Unreachable) {
             return;
         }
         let both = async { tokio::join!(self.urgent.closed(), self.bulk.closed()) };
         let wait = self.rtt().clamp(REASON_WAIT_MIN, REASON_WAIT_MAX);
-        // Without it the end stays one that streams outlive.
+        // Without a reason the streams outlive the link.
         let _ = timeout(wait, both).await;
     }
 
-    /// Waits until one side is known to have ended the link, and its streams with it; for ever if none has.
+    /// Waits until one side is known to have ended the link together with its streams; for ever if
+    /// neither has.
     pub(crate) async fn farewell(&self) {
         self.hear_out().await;
         if !self.is_farewell() {
@@ -118,7 +124,7 @@ impl Link {
     }
 }
 
-/// Closes a connection; the peer is told why, however full the path is.
+/// Closes a connection and tells the peer why, however full the path is.
 pub(crate) fn close(connection: &Connection, why: Code, words: &str) {
     let code: VarInt = wire::code(why);
     if let Some(delay) = DelayController::of(connection) {
@@ -146,7 +152,7 @@ mod tests {
     use crate::path::windows::Memory;
     use crate::quic::transport;
 
-    /// A link of the edge's to the region, and the region's ends of both connections.
+    /// A link from the edge to the region, and the region's ends of both connections.
     struct Linked {
         link: Arc<Link>,
         urgent: Connection,
@@ -223,7 +229,7 @@ mod tests {
         let Linked {
             link, urgent, bulk, ..
         } = &linked().await;
-        // The watcher sees the first one closed before the second one is.
+        // The watcher sees the first connection closed before the second one is.
         let (why, words) = link.last_word(Code::Gone, "the tunnel stops");
         close(&link.urgent, *why, words);
         for connection in [urgent, bulk] {
@@ -247,7 +253,7 @@ mod tests {
             let link = Arc::clone(link);
             async move { link.farewell().await }
         });
-        // The watcher comes first.
+        // The watcher is here before the reason arrives.
         tokio::time::sleep(Duration::from_millis(5)).await;
         close(urgent, Code::Gone, "the tunnel stops");
         let heard = timeout(Duration::from_secs(5), hearing).await;

@@ -1,4 +1,4 @@
-//! What a link sees when it looks at its connections' counters, and remembers until it looks again.
+//! What a link reads from its connections' counters, and keeps from one tick to the next.
 
 use std::net::IpAddr;
 use std::time::Instant as StdInstant;
@@ -13,19 +13,19 @@ use crate::quic::congestion::DelayController;
 const PACKET_HEADER_BYTES: u64 = 28;
 const PACKET_HEADER_BYTES_IPV6: u64 = 48;
 
-/// What a link remembers between two ticks.
+/// State of a link between two ticks.
 #[derive(Debug)]
 pub(super) struct Rounds {
     pub(super) began: StdInstant,
     pub(super) watches: [Watch; 2],
     pub(super) hearing: Hearing,
-    /// Ticks for which the peer has not answered.
+    /// Ticks since the peer last answered.
     pub(super) silent_ticks: u32,
     pub(super) ticks: u32,
     pub(super) totals: Option<Totals>,
-    /// Packets sent and lost that were counted, by leg.
+    /// Packets sent and lost that are already counted, by leg.
     pub(super) packets: [(u64, u64); 2],
-    /// Whether the peer has changed the cap, and the log does not say so yet.
+    /// Whether the peer has changed the cap and the change is not logged yet.
     pub(super) is_cap_news: bool,
 }
 
@@ -44,12 +44,12 @@ impl Default for Rounds {
     }
 }
 
-/// What went one way between here and an address, as counted on the wire.
+/// Bytes on the wire in one direction between here and an address.
 pub(super) fn wire_bytes(counted: &UdpStats, peer: IpAddr) -> u64 {
     counted.bytes + header_bytes(peer) * counted.datagrams
 }
 
-/// What packets to an address have around a UDP payload.
+/// Bytes of the headers around a UDP payload to an address.
 fn header_bytes(peer: IpAddr) -> u64 {
     if peer.to_canonical().is_ipv4() {
         PACKET_HEADER_BYTES
@@ -58,7 +58,7 @@ fn header_bytes(peer: IpAddr) -> u64 {
     }
 }
 
-/// Frames that the peer has to acknowledge: a probe of QUIC's is any of them, and mostly none of a stream.
+/// Ack-eliciting frames sent. A probe of QUIC can be any of them, and most are not stream frames.
 const fn asked(sent: &FrameStats) -> u64 {
     let kept_up =
         sent.ping + sent.immediate_ack + sent.datagram + sent.crypto + sent.new_connection_id;

@@ -1,4 +1,4 @@
-//! What a link measures of itself each second, and what was wrong with it of late.
+//! What a link measures each second, and its recent trouble.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant as StdInstant};
@@ -10,37 +10,37 @@ use super::Link;
 use crate::operators::health;
 use crate::quic::congestion::DelayController;
 
-/// What a link last measured.
+/// The last measurements of a link.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Measured {
-    /// Bytes of programs per second.
+    /// Bytes of programs sent per second.
     pub sent_per_second: u64,
-    /// Bytes of programs per second.
+    /// Bytes of programs received per second.
     pub received_per_second: u64,
     /// Bytes of programs per second sent and received, by class.
     pub classes: [(u64, u64); Class::ALL.len()],
-    /// How long what was sent waited here, in the mean of the last second, by class.
+    /// Mean time that sent data waited here in the last second, by class.
     pub waits: [Duration; Class::ALL.len()],
     /// Packets lost per million sent, over the last second.
     pub lost_per_million: u64,
-    /// The same of each leg.
+    /// Packets lost per million sent, by leg.
     pub legs_lost_per_million: [u64; Leg::ALL.len()],
 }
 
-/// How one of a link's connections stands: what its classes see.
+/// The state of one leg, as its classes see it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LegStanding {
     pub leg: Leg,
-    /// Smoothed.
+    /// Smoothed round trip time.
     pub rtt: Duration,
-    /// Without a queue.
+    /// Round trip time without a queue.
     pub base_rtt: Duration,
-    /// The queue of the last round trip.
+    /// Queueing delay of the last round trip.
     pub queue: Duration,
     pub lost_per_million: u64,
 }
 
-/// What was wrong with a link of late; zeros where nothing was.
+/// Recent trouble of a link; zero where there was none.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Trouble {
     pub lost_per_million: u64,
@@ -49,25 +49,25 @@ pub(crate) struct Trouble {
     queued_at: Option<StdInstant>,
 }
 
-/// What had been counted at a moment.
+/// The counters at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Totals {
     at: StdInstant,
     /// Bytes of programs sent and received, by class.
     bytes: [(u64, u64); Class::ALL.len()],
-    /// What waited here, and how long together, by class.
+    /// Number of pieces that waited here and their total wait, by class.
     waits: [(u64, Duration); Class::ALL.len()],
     /// Packets lost and sent, by leg.
     packets: [(u64, u64); Leg::ALL.len()],
 }
 
 impl Link {
-    /// What was last measured.
+    /// The last measurements.
     pub(crate) fn measured(&self) -> Measured {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the packets that have gone since it last did.
+    /// Counts the packets sent and lost since the last call.
     pub(super) fn count_packets(
         &self,
         counted: &mut [(u64, u64); 2],
@@ -83,7 +83,7 @@ impl Link {
         }
     }
 
-    /// How its connections stand.
+    /// The state of both legs.
     pub(crate) fn legs(&self) -> [LegStanding; Leg::ALL.len()] {
         let lost = self.measured().legs_lost_per_million;
         Leg::ALL.map(|leg| {
@@ -100,7 +100,7 @@ impl Link {
         })
     }
 
-    /// What was wrong of late.
+    /// The trouble within [`health::SHOWN`].
     pub(crate) fn trouble(&self) -> Trouble {
         let mut trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         let is_over = |at: Option<StdInstant>| at.is_none_or(|at| at.elapsed() > health::SHOWN);
@@ -126,7 +126,7 @@ impl Link {
         }
     }
 
-    /// Measures from the counters of both connections what went since it last did.
+    /// Computes the rates since the last call from the counters of both connections.
     pub(super) fn measure(&self, before: &mut Option<Totals>, stats: &[ConnectionStats; 2]) {
         let counters = &self.counters;
         let now = Totals {
@@ -177,8 +177,8 @@ impl Link {
     }
 }
 
-/// The share of packets that are lost, in a million. That one is lost is noticed later than it is sent, perhaps while
-/// little goes out: more cannot be lost than all.
+/// Packets lost per million sent. Losses are noticed later than the packets are sent, perhaps while
+/// little is sent; so the result is limited to a million.
 pub(crate) fn per_million(lost: u64, sent: u64) -> u64 {
     lost.saturating_mul(1_000_000) / sent.max(lost).max(1)
 }

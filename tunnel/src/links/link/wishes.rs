@@ -1,4 +1,4 @@
-//! What a link sends at most, as we want it and as the peer does, and what the peer says of its path.
+//! The caps on what a link sends, ours and the peer's, and the peer's reports about its path.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant};
@@ -8,21 +8,21 @@ use towpath_protocol::rate::Rate;
 
 use super::Link;
 
-/// How old the peer's word of what its path carries may be: it has one each second.
+/// Maximum age of the peer's report of what its path carries. The peer sends one each second.
 const FILLED_TIME: Duration = Duration::from_secs(2);
 
-/// What both sides have said.
+/// The caps and reports of both sides.
 #[derive(Debug)]
 pub(super) struct Wishes {
     caps: Mutex<Caps>,
-    /// What the peer has said since that was last taken note of.
+    /// The peer's newest cap, until it is applied.
     said: Mutex<Option<PeerCap>>,
     /// See [`Link::take_filled`].
     filled: Mutex<Option<(StdInstant, u64)>>,
 }
 
 impl Wishes {
-    /// Those of a link that begins, whose peer wants at most so much.
+    /// The state of a new link whose peer has named the cap `theirs`.
     pub(super) fn of(theirs: Option<Rate>) -> Self {
         Self {
             caps: Mutex::new(Caps { ours: None, theirs }),
@@ -32,25 +32,25 @@ impl Wishes {
     }
 }
 
-/// What is sent at most: as we want it, and as the peer does.
+/// The caps on what is sent: ours and the peer's.
 #[derive(Debug, Default)]
 struct Caps {
     ours: Option<Rate>,
     theirs: Option<Rate>,
 }
 
-/// Most that the peer wants to receive; without a rate as much as comes.
+/// The most that the peer wants to receive; `None` for no limit.
 #[derive(Debug, Clone, Copy)]
 struct PeerCap(Option<Rate>);
 
 impl Link {
-    /// Changes the most that we send; the peer's wish still holds.
-    /// Says whether that made a difference.
+    /// Changes our cap on what we send; the peer's cap still applies. Returns whether the effective
+    /// cap changed.
     pub(crate) fn set_send_rate(&self, rate: Option<Rate>) -> bool {
         self.change_caps(|caps| caps.ours = rate)
     }
 
-    /// What the peer wants to receive at most.
+    /// The most that the peer wants to receive.
     pub(crate) fn wanted_rate(&self) -> Option<Rate> {
         locked(&self.wishes.caps).theirs
     }
@@ -66,8 +66,8 @@ impl Link {
         is_another
     }
 
-    /// The peer says what it wants to receive, and what its path to us carries. The newest word holds from the
-    /// next look on: there may be any number of them.
+    /// Records the peer's report of what it wants to receive, and what its path to us carries. The
+    /// newest cap applies from the next tick on, so that any number of reports costs little.
     pub(crate) fn hear_of_path(&self, report: &PathReport) {
         *locked(&self.wishes.said) = Some(PeerCap(report.receive_rate_max.map(Rate::clamped)));
         if let Some(bytes) = report.filled_bytes_per_second {
@@ -77,13 +77,15 @@ impl Link {
         }
     }
 
-    /// Takes note of what the peer wants to receive now, if it has said so since.
+    /// Applies the peer's newest cap, if there is a new one. Returns whether the effective cap
+    /// changed.
     pub(super) fn heed(&self) -> bool {
         let said = locked(&self.wishes.said).take();
         said.is_some_and(|PeerCap(theirs)| self.change_caps(|caps| caps.theirs = theirs))
     }
 
-    /// What the peer's path to us carried of late, if it was the limit: who receives sees only what came.
+    /// Rate that the peer's path to us carried recently, if the path was the limit. The receiver
+    /// alone cannot know whether it was.
     pub(crate) fn take_filled(&self) -> Option<u64> {
         let (at, bytes_per_second) = locked(&self.wishes.filled).take()?;
         (at.elapsed() < FILLED_TIME).then_some(bytes_per_second)

@@ -1,8 +1,10 @@
-//! Which handshakes may begin: what strangers may cost, and room for peers that come back together. Pure.
+//! Admission of handshakes: limits for strangers, with room for peers that come back together.
+//! Pure.
 //!
-//! Whoever has proved nothing yet may be anybody, so handshakes are limited by their source. A region that starts anew
-//! hears all its peers at once, many of them behind one address. What they may have beyond that goes by the peers that
-//! are missing: nobody else is waited for, and once they are there it is gone.
+//! A source that has proved nothing may be anybody, so handshakes are limited per source. But when
+//! a region restarts, all its peers dial at once, many of them from behind one address. For them
+//! the limits rise with the number of peers that have no link. Once all peers are linked, the
+//! normal limits apply again.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -20,46 +22,47 @@ const COUNT_MAX: usize = 64;
 /// Handshakes under way above which a source has to prove its address first (T02).
 const RETRY_ABOVE: usize = COUNT_MAX / 2;
 
-/// Handshakes under way from one source, so that a stranger who begins many and ends none leaves room for
-/// others (T03); a peer's overlapping attempts over a slow link are as many.
+/// Handshakes under way from one source. A stranger who starts many and finishes none leaves room
+/// for others (T03). A peer's overlapping attempts over a slow link are as many.
 const PER_SOURCE_COUNT_MAX: usize = COUNT_MAX / 4;
 
-/// The same where peers are missing, who may all be behind one address.
+/// The highest value of this limit while peers are missing, which may all be behind one address.
 const MISSING_COUNT_MAX: usize = COUNT_MAX * 3 / 4;
 
-/// Handshakes under way above which this source has to prove its address first: nobody takes all of the
-/// places of an address that is another's.
+/// Handshakes under way from one source above which it has to prove its address first. Nobody can
+/// use up the places of somebody else's address.
 const PER_SOURCE_RETRY_ABOVE: usize = PER_SOURCE_COUNT_MAX / 2;
 
-/// Handshakes per second from one address (T03): a peer dials two connections, four times a second. Beyond that as
-/// many for each peer that is missing, whoever they come from.
+/// Handshakes per second from one source (T03): a peer dials two connections, four times a second.
+/// On top of that, [`PER_MISSING`] per second for each missing peer, shared by all sources.
 const PER_SOURCE: NonZeroU32 = NonZeroU32::new(16).expect("not zero");
 const PER_MISSING: u32 = 8;
 
-/// Handshakes from one address at once: four overlapping attempts, and several peers behind one NAT.
+/// Handshakes from one source in a burst: four overlapping attempts of several peers behind one
+/// NAT.
 const PER_SOURCE_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
 
-/// How often it is looked at how many peers are missing, under a flood too.
+/// Minimum time between two counts of the missing peers, even under a flood.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Addresses remembered before the idle ones are forgotten.
+/// Sources remembered before the idle ones are forgotten.
 const SOURCE_COUNT_MAX: usize = 4096;
 
-/// What becomes of a handshake.
+/// The decision on a handshake.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// It has this place until it is over.
+    /// The handshake may begin, and has this place until it is over.
     Begin(Place<IpAddr>),
-    /// Its source is to prove its address first.
+    /// The source has to prove its address first.
     Prove,
-    /// It is not answered.
+    /// The handshake is not answered.
     Drop(DropReason),
 }
 
 /// The handshakes that have begun.
 #[derive(Debug)]
 pub(super) struct Gate {
-    /// Those under way, by source.
+    /// The handshakes under way, by source.
     places: Arc<Places<IpAddr>>,
     sources: DefaultKeyedRateLimiter<IpAddr>,
     spare: Mutex<Spare>,
@@ -75,8 +78,8 @@ impl Gate {
         }
     }
 
-    /// Says what becomes of a handshake from an address, which has proved it or may be asked to; `missing` says how
-    /// many peers have no link.
+    /// Decides on a handshake from an address. `is_proved` says whether the source has proved the
+    /// address; `missing` counts the peers without a link.
     pub(super) fn admit(
         &self,
         address: IpAddr,
@@ -105,11 +108,11 @@ impl Gate {
     }
 }
 
-/// What may begin beyond each source's own share.
+/// Handshakes that may begin beyond each source's own limit.
 #[derive(Debug)]
 struct Spare {
     missing: usize,
-    /// Thousandths of a handshake.
+    /// Handshakes to spare, in thousandths.
     credit: u64,
     looked: StdInstant,
 }
@@ -123,7 +126,8 @@ impl Spare {
         }
     }
 
-    /// Counts the missing peers again, if it is time to; the credit of a second is kept at most.
+    /// Counts the missing peers again if [`LOOK`] has passed, and adds credit, up to that of one
+    /// second.
     fn look(&mut self, now: StdInstant, missing: impl FnOnce() -> usize) {
         let passed = now.saturating_duration_since(self.looked);
         if passed < LOOK {
@@ -144,7 +148,7 @@ impl Spare {
         two_each.min(MISSING_COUNT_MAX)
     }
 
-    /// Takes one, if there is one.
+    /// Takes one spare handshake; returns whether there was one.
     const fn take(&mut self) -> bool {
         let left = self.credit.checked_sub(1000);
         if let Some(left) = left {
@@ -154,7 +158,8 @@ impl Spare {
     }
 }
 
-/// What counts as one source: an IPv4 address, or the /64 that one IPv6 host is usually given whole.
+/// The unit in which sources are counted: an IPv4 address, or the /64 that one IPv6 host is usually
+/// given.
 fn source_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -185,7 +190,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// Handshakes that end at once and begin in a second, of so many a millisecond.
+    /// Handshakes admitted within one second, at four attempts per millisecond. Each ends at once.
     fn begun(gate: &Gate, source: IpAddr, began: StdInstant, missing: usize) -> usize {
         let admitted = (0..4000_u64).filter(|nth| {
             let now = began + Duration::from_millis(nth / 4);
@@ -207,10 +212,10 @@ mod tests {
     fn peers_behind_one_address_come_back_together() {
         let began = StdInstant::now();
         let gate = Gate::new(began);
-        // Each with attempts of two connections, four times a second.
+        // Each attempts two connections, four times a second.
         let count = begun(&gate, address("192.0.2.1"), began, 220);
         assert!(count > 8 * 200, "{count} handshakes for 220 peers");
-        // Who is there again has no part in it any more.
+        // With no peer missing, nothing is left to spare.
         let later = began + Duration::from_secs(2);
         let count = begun(&gate, address("192.0.2.2"), later, 0);
         let own = usize::try_from(PER_SOURCE_BURST.get()).unwrap();
