@@ -1,17 +1,20 @@
-//! Who we are and whom we trust: read again when the files change, swapped without touching a link.
+//! The host's identity and trusted authorities: reread when files change, without touching links.
 //!
 //! ```text
-//!  files change ─► read ─► key, chain, lists hold? ─┬─ yes ─► new handshakes use it; links live on,
-//!                                                   │         or are made anew (`standing`)
-//!                                                   └─ no ──► what we have stays, and status says why
+//!   files change ─► read ─► key, chain, lists valid? ─┬─ yes ─► used for new handshakes; links
+//!                                                     │         live on or are replaced (see
+//!                                                     │         `standing`)
+//!                                                     └─ no ──► current ones stay; status says why
 //! ```
 //!
-//! Certificate, key and authorities are one thing and change together or not at all. The lists of
-//! revoked certificates are another: a host whose own certificate has ended still hears of them. The
-//! newest ones, and the last good certificate, are kept in the state folder (`remembered`): files that a running tunnel
-//! does not use keep none from starting either.
-//! Which files those are may change as well: a list that the configuration names from now on is in use
-//! without a restart, for the first host is stolen on a day when nobody has named one.
+//! Certificate, key and authorities are one unit: all of them change, or none. The lists of revoked
+//! certificates are a unit of their own, so that a host whose own certificate has ended still
+//! learns of revocations. The newest lists and the last good certificate are kept in the state
+//! folder (`remembered`). So files that a running tunnel would not use do not prevent a start
+//! either.
+//!
+//! The paths of the files may change too. A revocation list that is added to the configuration is
+//! used without a restart, since the first list is often needed in an emergency.
 
 pub(crate) mod dropped;
 pub(crate) mod failures;
@@ -43,45 +46,48 @@ use crate::state_files::Folder;
 
 pub(crate) use self::remembered::{keep as remember, keep_now as remember_now};
 
-/// What a peer is told whose live link is closed because its certificate is revoked.
+/// What a peer is told when its live link is closed because its certificate is revoked.
 const REVOKED: &str = "the certificate has been revoked";
 
-/// How long whoever asked for a look waits for it: far longer than a disk takes that answers at all.
+/// How long a caller waits for a requested look at the files: far longer than any working disk
+/// takes.
 const WISH_WAIT: Duration = Duration::from_secs(10);
 
-/// How often the files are looked at: a revoked peer is to be out within a second, and a look costs
-/// four calls of `stat`.
+/// Interval between looks at the files. A revoked peer has to be out within a second, and a look
+/// costs three to five `stat` calls.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A file changed so recently may have been changed again without its time showing it: the clock of
-/// file systems ticks every few milliseconds, that of some network file systems every second.
+/// Age below which a file is read again although its times are unchanged. It may have changed
+/// within one tick of its timestamps: a few milliseconds on local file systems, a second on some
+/// network file systems.
 const YOUNG: Duration = Duration::from_secs(2);
 
-/// How soon files that could not be used are tried again though nothing about them has changed: a
-/// certificate that begins in a moment, or a clock that is being set.
+/// Interval at which unchanged files that could not be used are read again. Their certificate may
+/// become valid in a moment, or the clock may be about to be set.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How soon at last, twice as late each time, the same files are read again that were of no use after an authority's
-/// time had ended: each time says so in the log.
+/// Longest interval at which unchanged files are read again that are unusable because an authority
+/// has ended. The interval doubles from [`RETRY_INTERVAL`] up to this, since each attempt writes a
+/// log line.
 const ENDED_INTERVAL: Duration = Duration::from_mins(10);
 
-/// What to do about a host whose own certificate is revoked.
+/// The remedy shown when this host's own certificate is revoked.
 pub(crate) const OWN_REVOKED_REMEDY: &str = "have a new certificate issued to this host with `towpath certs issue`, and find out why the old one was \
      revoked";
 
-/// How often an aging or stale list is called out in the log.
+/// Interval between log lines about an aging or stale list.
 const REMINDER_INTERVAL: Duration = Duration::from_hours(24);
 
-/// How reading the files went so far.
+/// The result of reading the files so far.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reading {
-    /// Why what the files hold now is not in use, if it is not.
+    /// Why the current content of the files is not in use, if it is not.
     pub problem: Option<Fault>,
-    /// Since when what is in use is in use.
+    /// When the identity in use was taken into use.
     pub since: Option<SystemTime>,
 }
 
-/// Who we are and whom we trust.
+/// The host's identity and trusted authorities.
 #[derive(Debug)]
 pub(crate) struct Trust {
     files: Mutex<CertificatesConfig>,
@@ -92,28 +98,28 @@ pub(crate) struct Trust {
     taken: AtomicU64,
     refused: AtomicU64,
     rollbacks: AtomicU64,
-    /// The newest lists there were, in use or not: none that is older is taken.
+    /// The newest lists seen, in use or not. Older lists are refused.
     newest: Mutex<Arc<Revocations>>,
     wish: Notify,
-    /// How many looks somebody has asked for, and how many of those have been.
+    /// Number of looks requested, and the number of those that are done.
     wishes: AtomicU64,
     granted: watch::Sender<u64>,
-    /// What the next start is to know.
+    /// State to keep for the next start.
     remembered: Remembered,
 }
 
-/// What the files looked like when they were last read.
+/// State of the files when they were last read.
 #[derive(Debug, Default)]
 struct Watched {
     prints: Vec<Print>,
-    /// A failure that counts only if the next look finds the files unchanged: whoever replaces two
-    /// files does so one after the other.
+    /// A failure that counts only if the next look finds the files unchanged: two files are
+    /// replaced one after the other.
     unsettled: Option<Fault>,
-    /// When files that could not be used are tried again, and how long that is after they last were.
+    /// When unusable files are read again, and the length of that pause.
     retry: Option<(StdInstant, Duration)>,
 }
 
-/// A file's mark: another file or another content has another one.
+/// Fingerprint of a file: it differs for another file or other content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Print {
     device: u64,
@@ -123,23 +129,24 @@ struct Print {
     changed: (i64, i64),
 }
 
-/// What a look at the files brought.
+/// The result of a look at the files.
 enum Look {
     Same,
-    /// To be taken into use; the fault says what else the files hold that cannot be.
+    /// An identity to take into use. The fault says what else in the files cannot be used.
     New(Box<Identity>, Option<Fault>),
     Failed(Fault),
 }
 
 impl Trust {
-    /// Reads the files of a host for the first time, and what is kept in the state folder of the newest lists:
-    /// whoever can put back last month's list and start the tunnel again gets no further than otherwise. Files that
-    /// cannot be used leave the last good certificate in use, as they do while the tunnel runs.
+    /// Reads a host's files for the first time, and the newest lists from the state folder. So
+    /// putting back an old list and restarting the tunnel does not bring that list into use. If the
+    /// files cannot be used, the last good certificate is used, as it is while the tunnel runs.
     ///
     /// # Errors
     ///
-    /// `E_CERTIFICATE` if they cannot be used and no good certificate is kept, and for an unusable list too if none is
-    /// kept: a host that was told to refuse revoked peers does not start without knowing them.
+    /// `E_CERTIFICATE` if the files cannot be used and no good certificate is kept, or if a list
+    /// cannot be used and none is kept: a host that was told to refuse revoked peers does not start
+    /// without knowing them.
     pub(crate) fn load(
         files: &CertificatesConfig,
         us: (&Name, &Name),
@@ -202,47 +209,48 @@ impl Trust {
         Ok(trust)
     }
 
-    /// The host we are, as long as the tunnel runs.
+    /// The host's own identity, constant while the tunnel runs.
     pub(crate) const fn host(&self) -> &HostIdentity {
         &self.host
     }
 
-    /// What is in use now.
+    /// The identity in use.
     pub(crate) fn current(&self) -> Arc<Identity> {
         Arc::clone(&lock(&self.live))
     }
 
-    /// What is in use now, and a number that is another one whenever that changes.
+    /// The identity in use and its generation, which changes whenever the identity does.
     pub(crate) fn now(&self) -> (Arc<Identity>, u64) {
         let live = lock(&self.live);
         (Arc::clone(&live), self.taken.load(Ordering::Relaxed))
     }
 
-    /// Has this in use from now on.
+    /// Takes an identity into use.
     fn take(&self, identity: Identity) {
         let mut live = lock(&self.live);
         *live = Arc::new(identity);
-        // Before anybody can read the one with the number of the other.
+        // While the lock is held: nobody can read one identity with the generation of the other.
         self.taken.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How reading the files went.
+    /// The result of reading the files.
     pub(crate) fn reading(&self) -> Reading {
         lock(&self.reading).clone()
     }
 
-    /// How often changed files were taken into use, and how often they were not.
+    /// How often changed files were taken into use, and how often they were refused.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         (of(&self.taken), of(&self.refused))
     }
 
-    /// How often a list was offered that goes back behind the one in use.
+    /// How often a list was offered that is older than the one in use.
     pub(crate) fn rollback_count(&self) -> u64 {
         self.rollbacks.load(Ordering::Relaxed)
     }
 
-    /// Has the files of this configuration used from the next look on; whether they are others than before.
+    /// Uses the files of this configuration from the next look on. Returns whether they differ from
+    /// the current ones.
     pub(crate) fn follow(&self, files: &CertificatesConfig) -> bool {
         let mut ours = lock(&self.files);
         let is_other = *ours != *files;
@@ -250,7 +258,8 @@ impl Trust {
         is_other
     }
 
-    /// Has the files looked at now, and waits until what they say holds: not without end, for their disk may hang.
+    /// Requests a look at the files, and waits until its result is in use. Gives up after
+    /// [`WISH_WAIT`], since the disk may hang.
     pub(crate) async fn look_now(&self) {
         let wished = self.wishes.fetch_add(1, Ordering::AcqRel) + 1;
         self.wish.notify_one();
@@ -261,7 +270,8 @@ impl Trust {
         }
     }
 
-    /// Refuses new moves while what has been revoked lately is not known (T12).
+    /// Fails while a revocation list is out of date, so that recent revocations may be unknown. New
+    /// moves are refused then (T12).
     ///
     /// # Errors
     ///
@@ -279,7 +289,7 @@ impl Trust {
         Err(Fault::new(Code::CrlStale, detail))
     }
 
-    /// Refuses a link whose peer has been revoked since its handshake began.
+    /// Refuses a link whose peer was revoked after its handshake began.
     ///
     /// # Errors
     ///
@@ -293,8 +303,8 @@ impl Trust {
         Ok(())
     }
 
-    /// Reads the files if they have changed since the last look, if by now the time of other authorities is over, or
-    /// if it is a `wish`.
+    /// Reads the files if they may have changed since the last look, if a retry is due, if they
+    /// would give other authorities by now, or if `is_wish` is set.
     fn look(&self, is_wish: bool) -> Look {
         let files = lock(&self.files).clone();
         let now = prints(&files);
@@ -334,7 +344,9 @@ impl Trust {
         Look::Same
     }
 
-    /// What the files hold that can be used: all of it, the lists alone, or all but the lists once that is settled.
+    /// Returns what can be used of the files: everything; or new lists with the current
+    /// certificate; or, once the files are settled, the new certificate with the newest known
+    /// lists. The fault says what cannot be used.
     fn read(
         &self,
         files: &CertificatesConfig,
@@ -357,7 +369,8 @@ impl Trust {
         let (usable, fault) = match identity {
             Ok(new) => match lists(&new) {
                 Ok(lists) => return Ok((new.refusing(lists), None)),
-                // A new certificate counts whatever is wrong with the lists, beside those that were the newest.
+                // A new certificate is used whatever is wrong with the lists, with the newest known
+                // lists.
                 Err(fault) if is_settled => {
                     let kept = new.recall_revocations(known.text());
                     let kept = kept.ok().filter(|kept| !kept.is_empty());
@@ -366,9 +379,9 @@ impl Trust {
                 }
                 Err(fault) => return Err(fault),
             },
-            // Without a key there is no link that a list could end.
+            // Without a key there are no links that a list could end.
             Err(fault) if !current.has_key() => return Err(fault),
-            // A newer list counts whatever else is wrong.
+            // A newer list is used whatever else is wrong.
             Err(fault) => (current.clone().refusing(lists(current)?), fault),
         };
         if usable.is_same(current) {
@@ -377,7 +390,7 @@ impl Trust {
         Ok((usable, Some(fault)))
     }
 
-    /// Notes that these lists are the newest. They are in use before any disk has them.
+    /// Records the newest lists. They are used before they are on disk.
     fn keep_lists(&self, lists: &Arc<Revocations>) {
         *lock(&self.newest) = Arc::clone(lists);
         self.remembered.note_lists(lists);
@@ -396,13 +409,13 @@ impl Trust {
         reading.problem = Some(fault.clone());
     }
 
-    /// What is wrong with the files, or else with what is in use of them.
+    /// The problem of the files, or else of the identity in use.
     pub(crate) fn problem(&self) -> Option<Fault> {
         let of_files = self.reading().problem;
         of_files.or_else(|| self.own_problem())
     }
 
-    /// Whether the files hold a list that goes back behind the newest one, which stays in use.
+    /// Whether the files hold a list older than the newest known one, which stays in use.
     pub(crate) fn is_rolled_back(&self) -> bool {
         let problem = &lock(&self.reading).problem;
         problem
@@ -410,7 +423,7 @@ impl Trust {
             .is_some_and(|fault| fault.code == Code::CrlRollback)
     }
 
-    /// What is wrong with what is in use: that this host's own certificate is revoked.
+    /// The problem of the identity in use: this host's own certificate is revoked.
     pub(crate) fn own_problem(&self) -> Option<Fault> {
         self.current().is_revoked().then(|| {
             let detail = "this host's own certificate is revoked: peers that know of it refuse it";
@@ -425,7 +438,7 @@ impl Trust {
         }
     }
 
-    /// Says what is in use in place of the files.
+    /// Logs which identity is used in place of the files.
     fn warn_of_before(&self) {
         let current = self.current();
         let until = &current.view().not_after;
@@ -449,20 +462,21 @@ impl Trust {
 }
 
 impl CertificatesConfig {
-    /// What the files hold, with whichever key is the certificate's.
+    /// Loads the identity from the files, with the one of `key` and `next_key` that belongs to the
+    /// certificate.
     ///
     /// # Errors
     ///
-    /// As [`Identity::load`]; of two keys that are both there and of no use it names both.
+    /// As [`Identity::load`]. If both keys exist and neither can be used, the fault names both.
     pub fn identity(&self) -> Result<Identity, Fault> {
         self.with_key(|key| Identity::load(&self.cert, key, &self.ca))
     }
 
-    /// An identity with whichever key is its certificate's.
+    /// Loads an identity with the one of `key` and `next_key` that belongs to its certificate.
     ///
     /// # Errors
     ///
-    /// As `with`; of two keys that are both there and of no use it names both.
+    /// As `with`. If both keys exist and neither can be used, the fault names both.
     fn with_key(&self, with: impl Fn(&Path) -> Result<Identity, Fault>) -> Result<Identity, Fault> {
         let loaded = with(&self.key);
         let Some(next) = self.next_key.as_deref().filter(|next| next.exists()) else {
@@ -483,12 +497,12 @@ impl CertificatesConfig {
     }
 }
 
-/// Whether lists are to be remembered as the newest: no list at all makes none of those before older.
+/// Whether to record lists as the newest. An empty set of lists replaces nothing.
 fn is_news(lists: &Revocations, before: &Revocations) -> bool {
     !lists.is_empty() && !lists.is_same(before)
 }
 
-/// A fault in one line, with what mends it.
+/// A fault with its remedy, in one line.
 pub(crate) fn with_remedy(fault: &Fault) -> String {
     match &fault.remedy {
         Some(remedy) => format!("{fault}; {remedy}"),
@@ -496,22 +510,24 @@ pub(crate) fn with_remedy(fault: &Fault) -> String {
     }
 }
 
-/// How long files wait that could not be used, by how long they did before if an authority has ended meanwhile: what is
-/// to take its place may begin in a moment, and else it takes somebody who changes the files.
+/// How long to wait before unusable files are read again. If an authority has ended and the files
+/// are unchanged, `before` is the last wait, which is doubled: the next authority may become valid
+/// in a moment, but later only a change of the files helps.
 fn next_wait(before: Option<Duration>) -> Duration {
     before.map_or(RETRY_INTERVAL, |before| (2 * before).min(ENDED_INTERVAL))
 }
 
-/// A time from now, and how long that is.
+/// The time after `wait` from now, and `wait`.
 fn retry_in(wait: Duration) -> (StdInstant, Duration) {
     (StdInstant::now() + wait, wait)
 }
 
-/// The identity to start with: that of the files, or else the last good one, and why the files cannot be used.
+/// The identity to start with: that of the files, or else the last good one with the fault of the
+/// files.
 ///
 /// # Errors
 ///
-/// What is wrong with the files, if no good identity of this host is kept.
+/// The fault of the files, if no good identity of this host is kept.
 fn first(
     files: &CertificatesConfig,
     us: (&Name, &Name),
@@ -532,7 +548,7 @@ fn first(
     }
 }
 
-/// Whether this is the host of the configuration.
+/// Whether `host` is the host of the configuration.
 fn is_host(host: &HostIdentity, (site, name): (&Name, &Name)) -> bool {
     host.site == *site && host.host == *name
 }
@@ -542,7 +558,7 @@ fn other_host(host: &HostIdentity, (site, name): (&Name, &Name)) -> Fault {
     Fault::new(Code::Certificate, detail)
 }
 
-/// Looks at the files until the tunnel stops, and brings what they hold into use.
+/// Looks at the files until the tunnel stops, and takes changes into use.
 pub(crate) async fn keep(core: Arc<Core>, endpoint: Option<Endpoint>, mut stop: Shutdown) {
     let mut ticks = interval(LOOK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -555,7 +571,7 @@ pub(crate) async fn keep(core: Arc<Core>, endpoint: Option<Endpoint>, mut stop: 
         };
         let looking = Arc::clone(&core);
         let wished = core.trust.wishes.load(Ordering::Acquire);
-        // Files may lie on a disk that is slow to answer.
+        // The files may be on a slow disk.
         let look = tokio::task::spawn_blocking(move || looking.trust.look(is_wish)).await;
         match look {
             Ok(Look::New(identity, fault)) => {
@@ -575,9 +591,9 @@ pub(crate) async fn keep(core: Arc<Core>, endpoint: Option<Endpoint>, mut stop: 
     }
 }
 
-/// Brings an identity into use for every handshake from now on.
+/// Takes an identity into use for all handshakes from now on.
 fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result<(), Fault> {
-    // All is made before anything is exchanged.
+    // Everything that can fail comes before the first change.
     let server = tls::server_config(&identity, &core.rejections)
         .and_then(|tls| transport::server(tls, &core.limits))?;
     let clients = core
@@ -604,7 +620,7 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     Ok(())
 }
 
-/// Calls out lists that are about to end or have ended, once a day and whenever it gets worse.
+/// Logs lists that are about to end or have ended: once a day, and whenever their state changes.
 fn remind(core: &Core, reminded: &mut Option<(Freshness, Instant)>) {
     let current = core.trust.current();
     let lists = current.revocations();
@@ -626,20 +642,20 @@ fn remind(core: &Core, reminded: &mut Option<(Freshness, Instant)>) {
     }
 }
 
-/// Whether a connection's other end has shown a certificate that is revoked, its own or what leads from it to
-/// its authority.
+/// Whether the other end of a connection has shown a revoked certificate, as its own or in the
+/// chain to its authority.
 fn is_revoked(lists: &Revocations, connection: &Connection) -> bool {
     chain_of(connection).is_some_and(|chain| chain.iter().any(|one| lists.is_revoked(one)))
 }
 
-/// Last moment of the certificate that a link's peer has shown, in seconds since 1970.
+/// End of the validity of the certificate that a link's peer has shown, in seconds since 1970.
 pub(crate) fn peer_not_after(link: &Link) -> Option<u64> {
     let chain = chain_of(link.connection(Leg::Urgent))?;
     let view = view::view(chain.first()?).ok()?;
     Some(view.not_after_unix_seconds)
 }
 
-/// What a connection's other end has shown.
+/// The certificate chain that the other end of a connection has shown.
 pub(crate) fn chain_of(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {
     let shown = connection.peer_identity()?;
     Some(*shown.downcast().ok()?)
@@ -656,7 +672,7 @@ fn prints(files: &CertificatesConfig) -> Vec<Print> {
     paths.into_iter().flatten().map(print).collect()
 }
 
-/// The mark of a file, or of nothing where there is none.
+/// The fingerprint of a file; all zeros if there is none.
 fn print(path: &PathBuf) -> Print {
     let seen = std::fs::metadata(Path::new(path));
     seen.map_or(
@@ -677,8 +693,8 @@ fn print(path: &PathBuf) -> Print {
     )
 }
 
-/// Whether a file changed so recently that a later change may not show. One from the future, by this
-/// clock, counts as old: it would be read for ever.
+/// Whether a file changed so recently that a later change may not show in its times. A time in the
+/// future by this clock counts as old, or the file would be read for ever.
 fn is_young(prints: &[Print], now: SystemTime) -> bool {
     prints.iter().any(|print| {
         let seconds = u64::try_from(print.changed.0).unwrap_or(0);
@@ -702,7 +718,7 @@ mod tests {
         for _ in 0..10 {
             waits.push(next_wait(waits.last().copied()));
         }
-        // What begins half a minute later is in use within a minute.
+        // The fourth retry comes within 80 seconds.
         assert!(waits[..4].iter().sum::<Duration>() < Duration::from_secs(80));
         assert_eq!(waits[0], RETRY_INTERVAL);
         assert_eq!(waits[9], ENDED_INTERVAL);

@@ -1,21 +1,22 @@
-//! Handshakes that came to nothing for which no certificate was at fault, counted.
+//! Counts handshakes that failed for a reason other than a certificate.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a handshake came to nothing for which no certificate was at fault: most before it cost a signature.
+/// Why a handshake failed other than over a certificate. Most of them fail before they cost a
+/// signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DropReason {
-    /// Too many were under way.
+    /// Too many handshakes were under way.
     TooMany,
-    /// Too many came from one source.
+    /// One source sent too many per second.
     TooFast,
     /// The source was asked to prove its address first.
     Retried,
-    /// It took too long.
+    /// The handshake took too long.
     Late,
-    /// It was no packet of QUIC.
+    /// The packet was not a QUIC packet.
     Malformed,
-    /// It was none that TLS or QUIC could go on with, and no certificate was at fault.
+    /// TLS or QUIC could not go on, and no certificate was the cause.
     Failed,
 }
 

@@ -1,8 +1,9 @@
-//! Handshakes that fail over a certificate: what each is told as, and what mends it.
+//! Handshakes that fail over a certificate: the message and the remedy for each.
 //!
-//! TLS has an alert for each class of failure, and no look at the network mends any of them. The side that
-//! refuses knows more than its alert says; the other side has the alert alone. Who is refused has proved
-//! nothing, and so what a host says of those who dial it is said of the host and never of a peer.
+//! TLS has an alert for each class of failure, and none of them is mended by looking at the
+//! network. The side that refuses knows more than its alert says; the other side has only the
+//! alert. A refused dialler has proved no identity. So refused incoming handshakes are reported for
+//! the whole host, never for a peer.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,23 +18,24 @@ use crate::links::peer::{Barred, Unreached};
 use crate::operators::health::{RECENT, Whose};
 use crate::trust::OWN_REVOKED_REMEDY;
 
-/// What a host says of itself whose peer refuses it as revoked.
+/// The message for a host whose certificate the peer refuses as revoked.
 pub(crate) const OURS_REVOKED: &str =
     "this host's certificate is revoked: the peer refuses it in the handshake";
 
-/// How long a reason for which a peer is not reached is not told again though others came between.
+/// Minimum time before the same reason for not reaching a peer is logged again after others came
+/// between.
 const TOLD_AGAIN: Duration = Duration::from_mins(10);
 
-/// RFC 9001: what ends a handshake over a TLS alert is this code plus the alert's number.
+/// RFC 9001: the QUIC error code of a TLS alert is this plus the alert's number.
 const ALERTS: u64 = 0x100;
 
-/// The alert of TLS that a code of QUIC stands for, if it does for one.
+/// The TLS alert that a QUIC error code stands for, if any.
 fn alert_of(code: TransportErrorCode) -> Option<u8> {
     let alert = u64::from(code).checked_sub(ALERTS)?;
     u8::try_from(alert).ok()
 }
 
-/// The number of the TLS alert by which this side ended a handshake.
+/// The number of the TLS alert with which this side ended a handshake.
 pub(crate) fn alert_we_sent(error: &ConnectionError) -> Option<u8> {
     match error {
         ConnectionError::TransportError(error) => alert_of(error.code),
@@ -41,8 +43,8 @@ pub(crate) fn alert_we_sent(error: &ConnectionError) -> Option<u8> {
     }
 }
 
-/// The number of the TLS alert that ended a handshake, and whose certificate it was about: that of the side that
-/// did not send it.
+/// The number of the TLS alert that ended a handshake, and whose certificate it concerns: that of
+/// the side that did not send it.
 fn alert(error: &ConnectionError) -> Option<(Whose, u8)> {
     match error {
         ConnectionError::ConnectionClosed(close) => {
@@ -52,27 +54,28 @@ fn alert(error: &ConnectionError) -> Option<(Whose, u8)> {
     }
 }
 
-/// Whether whoever proved to be at a connection's other end refuses our certificate as revoked.
+/// Whether the authenticated peer of a connection refuses our certificate as revoked.
 ///
-/// An alert alone proves nothing: the keys of a handshake's first packets are known to all, and whoever stands on
-/// the way may end it with any. Once we have sent packets under later keys we take none under these any more.
+/// An alert alone proves nothing. The keys of a handshake's first packets are public, and anybody
+/// on the path can end the handshake with any alert. Once we have sent packets under later keys, we
+/// accept none under these keys any more.
 pub(crate) fn is_told_revoked(connection: &Connection) -> bool {
     let reason = connection.close_reason();
     reason.is_some_and(|reason| is_proven_revoked(&reason, &connection.stats().frame_tx))
 }
 
-/// The same by why a connection has ended and what had been sent over it.
+/// The same, from the reason why a connection ended and the frames sent over it.
 fn is_proven_revoked(reason: &ConnectionError, sent: &FrameStats) -> bool {
     let is_revoked = alert(reason).is_some_and(|(whose, alert)| {
         whose == Whose::Ours && Rejection::told_by(alert) == Some(Rejection::Revoked)
     });
-    // Frames that only packets of the last level have, which are sent once the peer's part of the handshake has been
-    // checked to its end.
+    // These frames are only in 1-RTT packets, which we send once the peer's part of the handshake
+    // is fully verified.
     is_revoked && (sent.stream > 0 || sent.new_connection_id > 0)
 }
 
-/// What is to be told of a handshake of ours that failed over a certificate; `noted` is the last one of the peer's
-/// that was refused here.
+/// The fault of a handshake that failed over a certificate. `noted` is the last
+/// certificate of the peer that was refused here.
 pub(crate) fn of(error: &ConnectionError, noted: Option<&Refusal>) -> Option<Unreached> {
     let (whose, alert) = alert(error)?;
     let told = Rejection::told_by(alert)?;
@@ -97,8 +100,8 @@ pub(crate) fn of(error: &ConnectionError, noted: Option<&Refusal>) -> Option<Unr
     })
 }
 
-/// Why we refused a handshake, if it was over a certificate; of those that were noted the last is taken for it if
-/// it can be.
+/// Why we refused a handshake, if it was over a certificate. Uses the last noted refusal if it fits
+/// the alert.
 pub(crate) fn refusal(
     error: &ConnectionError,
     noted: impl Fn() -> Option<Refusal>,
@@ -112,8 +115,9 @@ pub(crate) fn refusal(
     }))
 }
 
-/// How the log tells a handshake that failed here, over a certificate that was refused or otherwise: a peer sends the
-/// words of its library along, which are no operator's.
+/// The log text for an incoming handshake that failed, over a refused certificate or otherwise. The
+/// peer's own reason is replaced where possible: it is written by its TLS library, not for
+/// operators.
 pub(crate) fn words(error: &ConnectionError, refusal: Option<&Refusal>) -> String {
     match (refusal, of(error, None)) {
         (Some(refusal), _) => format!("{}: {}", refusal.reason.as_str(), refusal.detail),
@@ -122,7 +126,7 @@ pub(crate) fn words(error: &ConnectionError, refusal: Option<&Refusal>) -> Strin
     }
 }
 
-/// Whether a certificate that was refused for a reason ends a handshake with the alert that tells another.
+/// Whether refusing a certificate for `reason` sends the alert that stands for `told`.
 fn is_of(reason: Rejection, told: Rejection) -> bool {
     reason == told || (reason == Rejection::NotYetValid && told == Rejection::Expired)
 }
@@ -143,7 +147,7 @@ const fn peers(reason: Rejection) -> &'static str {
     }
 }
 
-/// What is wrong with us, as the peer says.
+/// What is wrong with this host, according to the peer.
 const fn ours(reason: Rejection) -> &'static str {
     match reason {
         Rejection::NoCertificate => "the peer misses this host's certificate",
@@ -164,7 +168,7 @@ const fn ours(reason: Rejection) -> &'static str {
     }
 }
 
-/// What mends it.
+/// The remedy for a refused certificate.
 pub(crate) const fn remedy(whose: Whose, reason: Rejection) -> &'static str {
     match (reason, whose) {
         (Rejection::UnknownAuthority, _) => {
@@ -198,7 +202,7 @@ pub(crate) const fn remedy(whose: Whose, reason: Rejection) -> &'static str {
     }
 }
 
-/// A handshake that was refused here.
+/// A handshake that failed here because one side refused the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refused {
     pub reason: &'static str,
@@ -209,7 +213,7 @@ pub(crate) struct Refused {
 }
 
 impl Refused {
-    /// Because of what it showed.
+    /// Refused because of the certificate that the peer showed.
     pub(crate) fn by_verifier(from: SocketAddr, refusal: Refusal) -> Self {
         Self {
             reason: refusal.reason.as_str(),
@@ -220,7 +224,7 @@ impl Refused {
         }
     }
 
-    /// By whoever dialled, because of what we showed.
+    /// Refused by the dialling peer because of our certificate.
     pub(crate) fn by_dialler(from: SocketAddr, told: Fault) -> Self {
         Self {
             reason: "refused_by_peer",
@@ -231,7 +235,7 @@ impl Refused {
         }
     }
 
-    /// Because its site, which it has proved, is no peer.
+    /// Refused because the proven site of the peer is not a peer of this one.
     pub(crate) fn no_peer(from: SocketAddr, detail: String) -> Self {
         Self {
             reason: "unknown_site",
@@ -243,7 +247,7 @@ impl Refused {
         }
     }
 
-    /// Because another tunnel has its place.
+    /// Refused because another tunnel of the site has the link.
     pub(crate) fn not_taken(from: SocketAddr, host: &HostIdentity, fault: &Fault) -> Self {
         Self {
             reason: "not_taken",
@@ -254,7 +258,7 @@ impl Refused {
         }
     }
 
-    /// What to do about a peer that is waited for, if this was it.
+    /// The remedy for a peer that we wait for, in case this handshake was the peer's.
     pub(crate) fn remedy_of_peer(&self) -> String {
         let Self {
             reason,
@@ -269,7 +273,7 @@ impl Refused {
     }
 }
 
-/// The handshake that was refused last: one for the whole host, so that strangers fill nothing.
+/// The last refused handshake: one for the whole host, so that strangers cannot fill memory.
 #[derive(Debug, Default)]
 pub(crate) struct LastRefused(Mutex<Option<Refused>>);
 
@@ -278,7 +282,7 @@ impl LastRefused {
         *self.lock() = Some(refused);
     }
 
-    /// It, if it was of late.
+    /// The last refused handshake within [`RECENT`].
     pub(crate) fn last(&self) -> Option<Refused> {
         let is_recent = |refused: &Refused| refused.at.elapsed().unwrap_or_default() < RECENT;
         self.lock().clone().filter(is_recent)
@@ -290,20 +294,21 @@ impl LastRefused {
     }
 }
 
-/// Why a peer was not reached since there was a link, and what of that was told: each kind once, and again when it
-/// comes back after a while.
+/// Why a peer was not reached since the last link, and which reasons were logged: each kind once,
+/// and again when it returns after [`TOLD_AGAIN`].
 #[derive(Debug, Default)]
 pub(crate) struct Failures {
     last: Option<Kind>,
-    /// Not more than there are codes and remedies here.
+    /// At most one entry per pair of code and remedy.
     told: Vec<(Kind, StdInstant)>,
 }
 
-/// What failures have in common that differ in an address or a number.
+/// What failures have in common that differ only in an address or a number: code and remedy.
 type Kind = (Code, Option<String>);
 
 impl Failures {
-    /// Whether a failure is to be told: it is of another kind than the last one, and its kind was not told of late.
+    /// Whether to log a failure: its kind differs from the last one, and was not logged within
+    /// [`TOLD_AGAIN`].
     pub(crate) fn is_news(&mut self, fault: &Fault, now: StdInstant) -> bool {
         let kind = (fault.code, fault.remedy.clone());
         if self.last.as_ref() == Some(&kind) {
@@ -392,10 +397,10 @@ mod tests {
         for (reason, sent, is_proven) in [
             (theirs(44), joined, true),
             (theirs(44), finished, true),
-            // Whoever stands on the way can say so while the handshake lasts.
+            // Anybody on the path can send this alert while the handshake lasts.
             (theirs(44), handshake, false),
             (theirs(44), nothing, false),
-            // Another reason, and a refusal of ours.
+            // Another reason, and a refusal by us.
             (theirs(45), joined, false),
             (ours(44), joined, false),
             (ConnectionError::TimedOut, joined, false),
@@ -416,7 +421,7 @@ mod tests {
         let young = noted(Rejection::NotYetValid, "too young");
         let told = of(&ours(45), Some(&young)).unwrap().fault;
         assert!(told.detail.contains("not valid yet"), "{told}");
-        // Neither of an older handshake nor of what the peer refuses.
+        // The noted refusal is not used for another alert, nor for a refusal by the peer.
         for error in [ours(48), theirs(46)] {
             assert_eq!(of(&error, Some(&named)), of(&error, None));
         }

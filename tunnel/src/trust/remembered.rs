@@ -1,11 +1,13 @@
-//! Certificates and lists that the state folder remembers over a restart.
+//! Certificates and revocation lists that are kept in the state folder across restarts.
 //!
-//! The newest lists are kept so that an older one is known as such after a restart too. The last good certificate is
-//! kept with its authorities, for a file that is cut short by a power cut, or half of a renewal, must not keep the
-//! tunnel from starting: often its link is the only way to the host. The key is not copied. Where the key in the files
-//! fits the certificate that is kept, links are made with both; else the tunnel waits for files that can be used.
+//! The newest lists are kept so that an older list is still recognised as older after a restart.
+//! The last good certificate is kept with its authorities. A file cut short by a power failure, or
+//! half of a renewal, must not prevent the tunnel from starting: often its link is the only way to
+//! the host. The key is not copied. If the key in the files fits the kept certificate, links are
+//! made with both. Otherwise the tunnel waits for usable files.
 //!
-//! A task of its own writes both, again and again until the disk takes them: nothing else waits for that disk.
+//! A separate task writes both and retries until the disk accepts them. Nothing else waits for that
+//! disk.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,28 +29,29 @@ use crate::config::CertificatesConfig;
 use crate::core::Core;
 use crate::state_files::{Aside, Folder};
 
-/// Where the newest lists are kept, in the state folder.
+/// File of the newest lists in the state folder.
 const LISTS_FILE: &str = "revocations.pem";
 
-/// Where the last good certificate is kept.
+/// File of the last good certificate.
 const IDENTITY_FILE: &str = "identity.json";
 
-/// Most bytes of that: the text of two certificate files as JSON, in which each end of a line takes two bytes.
+/// Maximum size of that file: the text of two certificate files as JSON, in which each line break
+/// takes two bytes.
 const IDENTITY_BYTES_MAX: usize = 256 * 1024;
 
 const _: () = assert!(IDENTITY_BYTES_MAX as u64 >= 4 * FILE_BYTES_MAX);
 
-/// Says what the text of a certificate that is kept is.
+/// Schema name of the certificate file.
 const SCHEMA: &str = "towpath.v1.identity";
 
-/// Pause before a write that failed is tried again, twice as long each time.
+/// Pause before a failed write is repeated. It doubles each time, up to [`RETRY_LONGEST`].
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_mins(1);
 
-/// Time that the last write may take while the tunnel stops.
+/// Maximum time for the last write while the tunnel stops.
 const STOP_WAIT: Duration = Duration::from_secs(2);
 
-/// The certificate and its authorities as they are kept.
+/// Content of the certificate file.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Kept {
@@ -57,14 +60,14 @@ struct Kept {
     authorities: String,
 }
 
-/// A file's content, and whether the disk has it.
+/// Content of a file, and whether it is on disk.
 #[derive(Debug, Clone)]
 struct Noted {
     bytes: Arc<[u8]>,
     is_written: bool,
 }
 
-/// Files that the state folder is to have; nothing is kept without one.
+/// Files to keep in the state folder; without a folder nothing is kept.
 #[derive(Debug)]
 pub(super) struct Remembered {
     folder: Option<Arc<Folder>>,
@@ -81,7 +84,7 @@ impl Remembered {
         }
     }
 
-    /// The lists that were the newest before a restart; none if they cannot be read.
+    /// The newest lists from before the restart; none if they cannot be read.
     pub(super) fn lists(&self, identity: &Identity) -> Revocations {
         let bytes_max = usize::try_from(LIST_BYTES_MAX).unwrap_or(usize::MAX);
         let recall = |text: &[u8]| identity.recall_revocations(text);
@@ -89,7 +92,8 @@ impl Remembered {
             .unwrap_or_default()
     }
 
-    /// The last good certificate of this host before a restart: with the key if the files have the one that fits.
+    /// The last good certificate of this host from before the restart, with the key if the files
+    /// contain the one that fits.
     pub(super) fn identity(
         &self,
         files: &CertificatesConfig,
@@ -105,12 +109,12 @@ impl Remembered {
         Some(whole.unwrap_or(known)).filter(is_ours)
     }
 
-    /// Notes that these lists are the newest.
+    /// Records the newest lists.
     pub(super) fn note_lists(&self, lists: &Revocations) {
         self.note(LISTS_FILE, lists.text().into());
     }
 
-    /// Notes that this certificate is good.
+    /// Records a good certificate.
     pub(super) fn note_identity(&self, identity: &Identity) {
         let Texts {
             certificate,
@@ -127,7 +131,7 @@ impl Remembered {
         }
     }
 
-    /// Has a file written unless the disk has it already.
+    /// Has a file written unless the same content is already recorded.
     fn note(&self, file: &'static str, bytes: Arc<[u8]>) {
         let mut files = self.files();
         if files.get(file).is_none_or(|known| known.bytes != bytes) {
@@ -158,15 +162,15 @@ impl Remembered {
         }
     }
 
-    /// Whether the disk lacks something, or took nothing when it was written to last.
+    /// Whether something is not on disk yet, or the last write to the folder failed.
     fn is_due(&self) -> bool {
         self.folder.as_ref().is_some_and(|folder| {
             folder.problem().is_some() || self.files().values().any(|noted| !noted.is_written)
         })
     }
 
-    /// Writes what the disk lacks; after a write that failed, of whatever file, all of it: that shows whether the disk
-    /// takes anything by now.
+    /// Writes what is not on disk yet. If the last write to the folder failed, whatever the file,
+    /// writes everything: this shows whether the disk works again.
     fn write(&self) {
         let Some(folder) = &self.folder else { return };
         let is_trial = folder.problem().is_some();
@@ -185,7 +189,7 @@ impl Remembered {
                         current.is_written = true;
                     }
                 }
-                // The folder's problem is told of once, and shown as long as it lasts.
+                // The problem of the folder is logged once, and shown as long as it lasts.
                 Err(_) if is_trial => {}
                 Err(fault) => {
                     tracing::error!(target: "audit", %fault, "not remembered over a restart yet");
@@ -200,7 +204,7 @@ impl Remembered {
     }
 }
 
-/// The certificate and the authorities of a text.
+/// Parses the content of the certificate file.
 fn parse(text: &[u8]) -> Result<Texts, Fault> {
     let wrong = |why: String| Fault::new(Code::Meta, format!("the certificate that is kept {why}"));
     let kept: Kept =
@@ -214,7 +218,7 @@ fn parse(text: &[u8]) -> Result<Texts, Fault> {
     })
 }
 
-/// Writes what is to be remembered until the tunnel stops.
+/// Writes the files to disk until the tunnel stops.
 pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
     let mut wait = RETRY_FIRST;
     loop {
@@ -239,7 +243,7 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
     }
 }
 
-/// Writes what is not written yet, for the tunnel stops.
+/// Writes what is not on disk yet, when the tunnel stops.
 pub(crate) async fn keep_now(core: &Arc<Core>) {
     let writing = Arc::clone(core);
     let write = move || {

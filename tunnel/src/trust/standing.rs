@@ -1,17 +1,17 @@
-//! Whether the certificates that a link was made with still count.
+//! Checks whether the certificates that a link was made with are still acceptable.
 //!
-//! A link outlives them, so that a renewal costs nothing. It must not outlive the trust in them: a host
-//! whose certificate is known to nobody any more could not be revoked.
+//! A link outlives its certificates, so that a renewal costs nothing. It must not outlive the trust
+//! in them: a host whose certificate nobody knows any more could not be revoked.
 //!
-//! | what has become of it | what is done |
+//! | certificate | consequence |
 //! |---|---|
-//! | the peer's has been revoked | the link is closed, and its streams are cut (T10), also those that wait for the next |
-//! | the peer's is of an authority that is trusted no longer | another link takes its place; if none does soon, it is closed, and its streams wait for the next |
-//! | ours has been revoked, as the peer says where nobody else can | streams with it are cut, also those that wait for the next link |
-//! | ours is of another authority than the one in use, or ends within 15 days and before that one | another link takes its place |
-//! | the peer's ends within 15 days | another link takes its place once a day: the peer may have a newer one, and shows that only with a new link |
+//! | the peer's has been revoked | the link is closed, and its streams are cut (T10), also those that wait for the next link |
+//! | the peer's is from an authority that is no longer trusted | another link replaces it; if none does soon, it is closed, and its streams wait for the next |
+//! | ours has been revoked, according to the authenticated peer | streams carried with it are cut, also those that wait for the next link |
+//! | ours is from another authority than the one in use, or ends within 15 days and before the one in use | another link replaces it |
+//! | the peer's ends within 15 days | another link replaces it once a day: the peer may have a newer one, which it shows only on a new link |
 //!
-//! The side that dialled makes the other link; what is on the first one moves over and sees nothing of it.
+//! The side that dialled makes the new link. Streams move over to it without noticing.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant as StdInstant, SystemTime};
@@ -27,55 +27,56 @@ use crate::links::link::Link;
 use crate::links::peer::Peer;
 use crate::trust::{chain_of, peer_not_after};
 
-/// How long a link may live whose peer's authority is trusted no longer: time for another one to take its
-/// place, and well below the five seconds within which a revoked peer has to be out.
+/// How long a link may live after its peer's authority is no longer trusted. Enough for another
+/// link to replace it, and well below the five seconds within which a revoked peer has to be out.
 const REPLACEMENT_WAIT: Duration = Duration::from_secs(3);
 
-/// How long before the end of a certificate its link is made anew, if there may be one that lasts longer: a day before
-/// operators are warned, who see only what the link was made with.
+/// How long before a certificate ends its link is replaced, if there may be a certificate that
+/// lasts longer. This is a day before operators are warned, because the warning depends on the
+/// link's certificate.
 const AHEAD: Duration = Duration::from_hours(15 * 24);
 
-/// How old a link is before another one is made because the peer's certificate ends: whether the peer has a newer one is not
-/// known before.
+/// Minimum age of a link before it is replaced because the peer's certificate ends. Only a new link
+/// shows whether the peer has a newer certificate.
 const LOOK_AGAIN: Duration = Duration::from_hours(24);
 
-/// A certificate with what leads from it to its authority.
+/// A certificate with its chain to the authority.
 pub(crate) type Chain = Arc<[CertificateDer<'static>]>;
 
-/// What a link remembers of the certificates it was made with.
+/// The certificates that a link was made with.
 #[derive(Debug, Default)]
 pub(crate) struct Papers {
-    /// What we have shown, if we dialled.
+    /// The chain that we have shown, if we dialled.
     ours: Option<Chain>,
-    /// When that ends, in seconds since 1970.
+    /// When `ours` ends, in seconds since 1970.
     ours_until: Option<u64>,
-    /// The end of the certificate that the peer has shown, once somebody has asked.
+    /// When the peer's certificate ends, in seconds since 1970; set on first use.
     theirs_until: OnceLock<Option<u64>>,
     judged: Mutex<Judged>,
 }
 
-/// What was found last.
+/// The last judgement of a link's certificates.
 #[derive(Debug, Default, Clone, Copy)]
 struct Judged {
     standing: Standing,
-    /// Under what was in use then.
+    /// The generation of the identity that was in use.
     generation: Option<u64>,
     foreign_since: Option<StdInstant>,
 }
 
-/// How what a link was made with stands to what is in use now.
+/// How a link's certificates relate to the identity in use.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     #[default]
     Good,
-    /// Ours is of another authority than the one in use.
+    /// Ours is from another authority than the one in use.
     Old,
-    /// The peer's is of an authority that is not trusted.
+    /// The peer's is from an authority that is not trusted.
     Foreign,
 }
 
 impl Papers {
-    /// Papers of a link that we dial, showing this.
+    /// The papers of a link that we dial with this chain.
     pub(crate) fn shown(chain: Chain) -> Self {
         let until = chain.first().and_then(|leaf| view::view(leaf).ok());
         Self {
@@ -86,13 +87,14 @@ impl Papers {
         }
     }
 
-    /// Whether this may be what we have shown: who was dialled does not remember.
+    /// Whether we may have shown this chain. The side that was dialled does not remember, so the
+    /// answer is yes there.
     fn may_have_shown(&self, chain: &Chain) -> bool {
         let ours = self.ours.as_ref();
         ours.is_none_or(|ours| ours.first() == chain.first())
     }
 
-    /// Judges them anew if what is in use has changed since.
+    /// Judges the certificates again if the identity in use has changed.
     fn judge(&self, link: &Link, (identity, generation): (&Identity, u64)) -> Judged {
         let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
         if judged.generation != Some(generation) {
@@ -123,35 +125,36 @@ impl Papers {
         }
     }
 
-    /// Whether what we have shown is about to end, and what is in use lasts longer.
+    /// Whether our certificate on the link is about to end, and the one in use lasts longer.
     fn is_ending(&self, identity: &Identity, now: SystemTime) -> bool {
         self.ours_until.is_some_and(|until| {
             is_soon(until, now) && identity.view().not_after_unix_seconds > until
         })
     }
 
-    /// The end of the certificate that the peer has shown, in seconds since 1970.
+    /// When the peer's certificate ends, in seconds since 1970.
     fn theirs_until(&self, link: &Link) -> Option<u64> {
         *self.theirs_until.get_or_init(|| peer_not_after(link))
     }
 }
 
-/// Whether a peer may have another certificate than one that is about to end, by how old the link is over which it has
-/// shown that.
+/// Whether to ask the peer for a newer certificate: the link is at least [`LOOK_AGAIN`] old, and
+/// the peer's certificate is about to end but has not ended.
 fn may_be_renewed(age: Duration, until: impl FnOnce() -> Option<u64>, now: SystemTime) -> bool {
-    // Once it has ended, a peer without another one would be dialled in vain again and again.
+    // Once it has ended, a peer without a newer certificate would be dialled in vain again and
+    // again.
     let is_ending = |until| is_soon(until, now) && !is_soon(until, now - AHEAD);
     age >= LOOK_AGAIN && until().is_some_and(is_ending)
 }
 
-/// Whether a certificate with this end is about to end, or has ended.
+/// Whether a certificate with this end is about to end or has ended.
 fn is_soon(until_unix_seconds: u64, now: SystemTime) -> bool {
     let now = now.duration_since(SystemTime::UNIX_EPOCH);
     let soon = now.unwrap_or_default().saturating_add(AHEAD);
     until_unix_seconds <= soon.as_secs()
 }
 
-/// Ends links that must not live, and has those made anew that should not.
+/// Closes links that must not live, and replaces links that should not.
 pub(crate) fn attend(core: &Core) {
     for peer in core.peers.values() {
         for link in peer.links() {
@@ -159,14 +162,15 @@ pub(crate) fn attend(core: &Core) {
                 look(core, peer, &link);
             }
         }
-        // Streams that wait for a link remember with which certificate they were carried last.
+        // Streams that wait for a link are cut too, if the certificate of their last link is
+        // revoked.
         for link in peer.lost_links() {
             let _ = check(core, peer, &link);
         }
     }
 }
 
-/// Ends a link whose peer was revoked, if it is not over, and all streams with that host.
+/// Closes a link whose peer was revoked, and cuts all streams with that host.
 ///
 /// # Errors
 ///
@@ -176,15 +180,16 @@ fn check(core: &Core, peer: &Peer, link: &Arc<Link>) -> Result<(), Fault> {
         let host = &link.peer;
         tracing::warn!(target: "audit", peer = %host, "revoked: link closed, streams cut");
         peer.note_revoked();
-        // First, so that they do not see a link that is over.
+        // Before the link is closed, so that the streams do not see its end first.
         peer.streams.cut_host(host, fault);
         link.close(fault.code, &fault.detail);
         peer.forget(link);
     })
 }
 
-/// Ends the streams that wait for a host which has just refused what we show as revoked, if they were carried under
-/// the same: it has ended its ends of them. With another certificate of ours it goes on waiting, and so do we.
+/// Cuts the streams that wait for a host which has just refused our certificate as revoked, if they
+/// were carried with the same certificate: the host has cut its ends of them. Streams carried with
+/// another certificate of ours go on waiting on both sides.
 pub(crate) fn note_refused(peer: &Peer, host: &HostIdentity, shown: &Chain) {
     if peer.links().iter().any(|link| !link.is_ill()) {
         return;
@@ -197,7 +202,8 @@ pub(crate) fn note_refused(peer: &Peer, host: &HostIdentity, shown: &Chain) {
     }
 }
 
-/// Ends all streams with a host that has ended a link, or refused one, because our certificate is revoked.
+/// Cuts all streams with a host that has ended or refused a link because our certificate is
+/// revoked.
 pub(crate) fn note_denied(peer: &Peer, host: &HostIdentity) {
     tracing::warn!(target: "audit", peer = %host, "this host's certificate is revoked: streams cut");
     let detail = format!("{host} refuses this host's certificate: it is revoked");
@@ -216,7 +222,7 @@ fn look(core: &Core, peer: &Peer, link: &Arc<Link>) {
     if waited.is_some_and(|waited| waited > REPLACEMENT_WAIT) {
         let why = "the authority of its certificate is trusted no longer";
         tracing::warn!(target: "audit", peer = %host, why, "link closed");
-        // Streams wait: a host that was renewed meanwhile comes back.
+        // The streams wait: the host may come back with a renewed certificate.
         link.close(Code::State, why);
         return;
     }
