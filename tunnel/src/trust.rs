@@ -275,7 +275,7 @@ impl Trust {
     ///
     /// # Errors
     ///
-    /// `E_CRL_STALE`.
+    /// `E_CRL_STALE` if a list is out of date.
     pub(crate) fn check_fresh(&self) -> Result<(), Fault> {
         let current = self.current();
         let lists = current.revocations();
@@ -293,7 +293,7 @@ impl Trust {
     ///
     /// # Errors
     ///
-    /// `E_DENIED`.
+    /// `E_DENIED` if the peer is revoked.
     pub(crate) fn check_link(&self, link: &Link) -> Result<(), Fault> {
         let current = self.current();
         let revoked = |leg| is_revoked(current.revocations(), link.connection(leg));
@@ -704,7 +704,7 @@ fn is_young(prints: &[Print], now: SystemTime) -> bool {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it is held.
+    // Nothing panics while the lock is held.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -82,7 +82,7 @@ impl Reports {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -146,7 +146,7 @@ impl News {
     }
 
     fn told(&self) -> MutexGuard<'_, PendingNews> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -87,7 +87,7 @@ impl Cause {
         }
     }
 
-    /// Attempts that may be under way after one more starts for this cause, at most.
+    /// Limit of attempts under way when one more starts for this cause.
     const fn room(self) -> usize {
         match self {
             Self::Clock => ATTEMPT_COUNT_MAX,

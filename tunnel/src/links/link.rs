@@ -446,8 +446,8 @@ impl Link {
             cruise.note_urgent(now, left.datagrams, left.bytes);
             cruise.look(now, &estimate);
             if !cruise.is_cruising() {
-                // At the moment the rate becomes known, the window is set at once: what QUIC holds
-                // then is sent as it comes.
+                // Data that QUIC already holds when the rate becomes known is not paced, so QUIC's
+                // buffer follows the estimate until then.
                 let send_bytes = windows::send_bytes(&estimate, self.tail_bytes());
                 self.bulk.set_send_window(send_bytes);
             }
@@ -476,7 +476,7 @@ impl Link {
         self.windows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts what has left on the wire for the last time, and gives back shares and windows.
+    /// Reads the counters for the last time, and gives back the link's shares and windows.
     pub(crate) fn settle(&self) {
         self.observe();
         self.pace.end();
@@ -568,8 +568,8 @@ impl Link {
         if !is_stalled {
             rounds.silent_ticks = 0;
             if is_news {
-                // Finds out what the interruption took from the other connection and from the
-                // peer's packets.
+                // Finds out which packets the interruption took from the other connection, and from
+                // the peer.
                 self.ask();
             }
             return;

@@ -342,7 +342,7 @@ impl Listener {
     }
 
     fn pending(&self) -> MutexGuard<'_, BTreeMap<(HostIdentity, LinkId), Pending>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -336,7 +336,7 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// As of [`Self::link`].
+    /// As [`Self::link`].
     pub(crate) async fn link_to_begin(&self) -> Result<Arc<Link>, Fault> {
         let mut changes = self.subscribe();
         let link = {
@@ -393,14 +393,14 @@ impl Peer {
         let mut changes = self.subscribe();
         let is_left =
             |state: &State| state.link.is_some() && (!state.uses(link) || state.up().is_none());
-        // The sender of changes is ours.
+        // Fails only if the sender is dropped, and `self` owns it.
         let _ = changes.wait_for(is_left).await;
     }
 
     /// Waits until this link is not the link in use.
     pub(crate) async fn without(&self, link: &Arc<Link>) {
         let mut changes = self.subscribe();
-        // The sender of changes is ours.
+        // Fails only if the sender is dropped, and `self` owns it.
         let _ = changes.wait_for(|state| !state.uses(link)).await;
     }
 
@@ -550,7 +550,7 @@ impl Peer {
                     current.close(Code::State, "the peer's tunnel was started anew");
                 }
             }
-            // The cap that the peer wants came with the link.
+            // The link already holds the peer's cap; this sets ours.
             self.shape_link(link);
             if let Some(known) = *self.known() {
                 link.resume(known);

@@ -22,7 +22,7 @@ const OVERSLEPT: Duration = Duration::from_millis(150);
 /// kept for the streams on it.
 const LOST_AFTER: Duration = Duration::from_secs(3);
 
-/// Whether a peer is heard over its link.
+/// Whether a peer answers on its link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Hearing {
     /// It answers.

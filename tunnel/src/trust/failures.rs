@@ -202,7 +202,7 @@ pub(crate) const fn remedy(whose: Whose, reason: Rejection) -> &'static str {
     }
 }
 
-/// A handshake that failed here because one side refused the other.
+/// An incoming handshake or link that failed because one side refused the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refused {
     pub reason: &'static str,
@@ -289,7 +289,7 @@ impl LastRefused {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Refused>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -199,7 +199,7 @@ impl Remembered {
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<&'static str, Noted>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -35,7 +35,7 @@ impl Link {
 
     /// Waits until another link has taken over the connections.
     pub(super) async fn until_let_go(&self) {
-        // The sender is the link's own.
+        // Fails only if the sender is dropped, and `self` owns it.
         let _ = self
             .let_go
             .subscribe()

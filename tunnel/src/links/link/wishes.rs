@@ -92,7 +92,7 @@ impl Link {
     }
 }
 
-/// The lower of two caps.
+/// The lower of two caps; `None` is no cap.
 pub(crate) fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
@@ -101,6 +101,6 @@ pub(crate) fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it is held.
+    // Nothing panics while the lock is held.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -59,7 +59,7 @@ pub(super) enum Verdict {
     Drop(DropReason),
 }
 
-/// The handshakes that have begun.
+/// Decides which handshakes may begin, and counts those under way.
 #[derive(Debug)]
 pub(super) struct Gate {
     /// The handshakes under way, by source.
