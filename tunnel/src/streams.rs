@@ -1,4 +1,5 @@
-//! The life of a stream: opened by a local program, accepted for a service, copied, resumed over the next link, ended.
+//! Streams: opened by local programs, accepted for services, copied, resumed over the next link,
+//! ended.
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The life of a stream: copied over one carrier after the other, and kept while there is none.
+//! The life of a stream: it is copied over one carrier after another, and kept while it has none.
 //!
 //! ```text
 //!                  link lost                    no carrier for too long
@@ -32,17 +32,17 @@ use crate::streams::seats::SeatUse;
 use crate::streams::table::{Call, End, Entry, Stream};
 use vain::Vain;
 
-/// How long a peer may take to say where a stream goes on: a few round trips, with losses.
+/// How long a peer may take to answer a `Resume`: a few round trips, with losses.
 const RESUME_WAIT: Duration = Duration::from_secs(10);
 
-/// Pause before a link that answered with nothing is asked again.
+/// Pause before resuming is tried again on a link that gave no answer.
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
 
-/// Carries a stream until it ends; the peer is told how.
+/// Carries a stream until it ends, and tells the peer how it ended.
 ///
 /// # Errors
 ///
-/// Why it was cut off.
+/// Why the stream was cut off.
 pub(crate) fn live(
     core: &Core,
     begun: Begun,
@@ -61,7 +61,7 @@ pub(crate) fn live(
         tail_bytes: core.limits.resume_tail.bytes(),
     };
     let outage = core.limits.outage_wait.duration();
-    // What is given to an async function it has twice: as it came, and as its own.
+    // Not an `async fn`: its future would store the arguments twice, as passed and as bound.
     async move {
         let life = Life {
             peer: &peer,
@@ -84,27 +84,27 @@ pub(crate) fn live(
     }
 }
 
-/// Another carrier, and what the peer had when it began.
+/// A new carrier, and how much the peer had received when it began.
 type Next = (Carrier, Received);
 
-/// How carrying came to a stop.
+/// Why copying over a carrier stopped.
 enum Step {
     Ended(Result<(), Fault>),
-    /// The peer goes on over another one.
+    /// The peer resumes over another carrier.
     Called(Next),
     Apart,
 }
 
-/// Why a stream without a carrier gets none any more.
+/// Why a stream without a carrier ends.
 enum Unfound {
-    /// The outage took it.
+    /// Lost to an outage.
     Lost(Fault),
-    /// It was ended meanwhile, as it would have been over a link: by a program, or with its host.
+    /// Ended by a program or with its host, as it could have been over a link.
     Ended(Fault),
 }
 
 impl Unfound {
-    /// What the peer says that was asked to go on.
+    /// Classifies the peer's refusal of a `Resume`.
     fn told(fault: Fault) -> Self {
         match fault.code {
             Code::NotFound => Self::Lost(fault),
@@ -122,8 +122,8 @@ struct Life<'a> {
 }
 
 impl Life<'_> {
-    /// Carries the stream over one carrier after the other; gives the link over which the peer has heard of the end, if
-    /// one will have carried that.
+    /// Carries the stream over one carrier after another. Returns the link that has carried the end
+    /// of the stream to the peer, if that link is still well.
     async fn to_the_end(
         &self,
         entry: &mut Entry,
@@ -144,7 +144,8 @@ impl Life<'_> {
                 Step::Called(next) => {
                     let answered = Box::pin(self.answered(flow, &vain, next)).await;
                     if answered.is_none() {
-                        // Nobody reads what comes over it any more: the peer is to ask again.
+                        // Nobody reads from this carrier any more; cutting it makes the peer ask
+                        // again.
                         carrier.cut(MOVED);
                     }
                     answered
@@ -154,7 +155,8 @@ impl Life<'_> {
             let next = match answered {
                 Some(next) => next,
                 None => {
-                    // Rare, and large: streams shall not all be as large.
+                    // Boxed: this future is rare and large, and would make every stream's task as
+                    // large.
                     let apart = Box::pin(self.apart(entry, flow, (carrier, &vain), local));
                     let Some(next) = apart.await? else {
                         return Ok(None);
@@ -166,12 +168,12 @@ impl Life<'_> {
         }
     }
 
-    /// How much has gone either way, and was heard of.
+    /// Bytes the peer has acknowledged plus bytes received.
     fn carried_bytes(&self, flow: &CopyState) -> u64 {
         self.stream.out().acknowledged() + flow.received().bytes
     }
 
-    /// Takes the carrier that the peer offers, unless that is gone by the time it is answered.
+    /// Accepts the carrier that the peer offers; `None` if it is gone before our answer.
     async fn answered(
         &self,
         flow: &CopyState,
@@ -185,7 +187,7 @@ impl Life<'_> {
         answered.ok().map(|()| (next, theirs))
     }
 
-    /// Copies over a carrier until something else is to be done.
+    /// Copies over a carrier until the stream ends, is called, or loses the carrier.
     async fn carried(
         &self,
         entry: &mut Entry,
@@ -218,7 +220,7 @@ impl Life<'_> {
         }
     }
 
-    /// Waits for another carrier; none is needed if all was carried already.
+    /// Waits for another carrier. Returns `None` if everything had been carried already.
     async fn apart(
         &self,
         entry: &mut Entry,
@@ -270,7 +272,7 @@ impl Life<'_> {
         received: Received,
     ) -> Result<Next, Unfound> {
         tokio::select! {
-            // A word that has come says more of the end than the link's.
+            // A call that has arrived tells more about the end than the loss of the link.
             biased;
             next = self.called(entry, received) => next.map_err(Unfound::Ended),
             () = lost.farewell() => {
@@ -281,7 +283,7 @@ impl Life<'_> {
         }
     }
 
-    /// Waits for the peer's word.
+    /// Waits for the peer to resume the stream; answers it.
     async fn called(&self, entry: &mut Entry, received: Received) -> Result<Next, Fault> {
         while let Some(call) = entry.calls.recv().await {
             match *call {
@@ -296,10 +298,12 @@ impl Life<'_> {
         Err(Fault::new(Code::State, "nobody knows this stream any more"))
     }
 
-    /// Resumes on the next link, if that is up to us; notices a peer that has forgotten the stream.
+    /// Resumes on the next link, if this side began the stream. Also notices a peer that has
+    /// restarted and so has forgotten the stream.
     async fn resumed(&self, lost: &Arc<Link>, received: Received) -> Result<Next, Unfound> {
-        // The one that there is no use in asking. An older one may be back in its place at any time, and so this is
-        // never one that was asked before the last. One that is well carries the answer: only the stream was given up.
+        // The link not worth asking: the last one tried. Only that one, since an older link may
+        // become current again at any time. A lost link that is still well may be asked: only the
+        // stream was given up there.
         let mut tried = lost.is_ill().then(|| Arc::clone(lost));
         loop {
             let link = self.peer.link_beside(tried.as_ref()).await;
@@ -325,7 +329,7 @@ impl Life<'_> {
                 Ok(Ok(next)) => return Ok(next),
                 Ok(Err(Break::Cut(fault))) => return Err(Unfound::told(fault)),
                 Ok(Err(Break::Lost)) if link.is_over() => tried = Some(link),
-                // The link is there, and yet it carried no answer: whichever there is then is asked.
+                // The link is up but carried no answer: ask again on whatever link is current then.
                 Ok(Err(Break::Lost)) | Err(_) => {
                     sleep(RESUME_PAUSE).await;
                     tried = None;
@@ -334,12 +338,12 @@ impl Life<'_> {
         }
     }
 
-    /// Asks the peer to go on over a link.
+    /// Asks the peer to resume over a link.
     async fn ask(&self, link: &Arc<Link>, received: Received) -> Result<Next, Break> {
         let class = self.stream.class;
         let opening = link.connection(class.leg()).open_bi();
         let mut carrier = Carrier::new(link, class.leg(), opening.await.map_err(|_| Break::Lost)?);
-        // Fails only if the stream is gone, and then so does what follows.
+        // Fails only if the QUIC stream is gone, and then the write below fails as well.
         let _ = carrier.send.set_priority(class.priority());
         let resume = Preamble::Resume(Resume {
             stream: self.stream.id,
@@ -352,7 +356,7 @@ impl Life<'_> {
         let answer = wire::read(&mut carrier.recv, RESUME_WAIT).await;
         match answer.map_err(lost)? {
             Preamble::Resumed(theirs) => Ok((carrier, theirs)),
-            // It was asked as somebody else.
+            // The peer refused because the link is not joined yet, so it does not know us by it.
             Preamble::Refused(_) if !link.is_joined() => Err(Break::Lost),
             Preamble::Refused(fault) => Err(Break::Cut(fault)),
             other => {
@@ -362,7 +366,7 @@ impl Life<'_> {
         }
     }
 
-    /// Takes another carrier and goes back to where the peer is.
+    /// Switches to another carrier and rewinds to what the peer has received.
     fn go_on(&self, flow: &mut CopyState, (carrier, theirs): Next) -> Result<Carrier, Fault> {
         let again_bytes = flow.rewind(self.stream, theirs)?;
         let tally = &self.peer.streams.tally;
@@ -374,16 +378,17 @@ impl Life<'_> {
     }
 }
 
-/// Empties a carrier that nobody reads any more as soon as its link is over, and never ends. The library keeps what has
-/// come for a stream while a handle of the connection lives, and a stream may be without a carrier for as long as an
-/// outage: a peer that ends one link after the other would have a full window of each kept (T06).
+/// Discards a carrier that nobody reads any more as soon as its link is over; never returns. Quinn
+/// keeps the bytes received for a stream while a handle of the connection lives, and a stream may
+/// be without a carrier for a whole outage. A peer that ends one link after another would otherwise
+/// make us keep a full window of each (T06).
 async fn emptied_at_end(carrier: &mut Carrier) -> Infallible {
     carrier.link.over().await;
     carrier.cut(MOVED);
     std::future::pending().await
 }
 
-/// Answers the peer that resumes a stream.
+/// Answers a peer that resumes a stream.
 async fn answer(carrier: &mut Carrier, received: Received) -> Result<(), Fault> {
     wire::write(&mut carrier.send, &Preamble::Resumed(received)).await
 }

@@ -28,34 +28,36 @@ use crate::streams::table::{Beginner, Entry, Meter, Purpose};
 /// Pause after a failed accept, which mostly means that descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Programs that are told at once that too many streams are open; more are only closed.
+/// Programs that can be told at the same time that too many streams are open; further connections
+/// are closed without an answer.
 const REFUSAL_COUNT_MAX: usize = 32;
 
-/// How long the peer may take to answer: its service's wait and a few round trips.
+/// How long the peer may take to answer: its wait for the service and a few round trips.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
-/// How long a stream waits for a seat, and for the peer to take it.
+/// How long a stream waits for a seat and then for the peer's stream limit to allow it.
 const OPEN_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a stream that is being opened waits for the link that takes a lost one's place.
+/// How long a stream that is being opened waits for a link that replaces a lost one.
 const REPLACED_WAIT: Duration = Duration::from_millis(100);
 
-/// The part of the places for local streams that is kept for moves.
+/// Divisor: one of so many places for local streams is reserved for moves.
 const KEPT_PART: usize = 4;
 
-/// The part of the other places in which applications may wait for one peer.
+/// Divisor: applications that wait for the same peer may take one of so many of the other places.
 const WAITING_PART: usize = 2;
 
-/// The places of local streams. Which program is a move's shows only once it has said for which class it asks, so one
-/// that finds only a place that is kept has that until then.
+/// Limits the number of local streams and reserves some places for moves. The tunnel learns whether
+/// a program belongs to a move only from its `Open` message, so until then an application may
+/// occupy a reserved place.
 #[derive(Debug)]
 struct LocalPlaces {
-    /// Those that are for everybody.
+    /// Places for any program.
     open: Arc<Semaphore>,
-    /// Those that are for moves.
+    /// Places reserved for moves.
     kept: Arc<Semaphore>,
     open_count: usize,
-    /// Applications that wait for an answer, by the peer that they ask.
+    /// Counts applications that wait for an answer, by the peer they ask.
     waiting: Arc<Places<Name>>,
     waiting_max: usize,
 }
@@ -73,7 +75,7 @@ impl LocalPlaces {
         }
     }
 
-    /// A place, if one is free.
+    /// Takes a place, if one is free; a reserved one only if there is no other.
     fn take(self: &Arc<Self>) -> Option<LocalPlace> {
         let take = |row: &Arc<Semaphore>| Arc::clone(row).try_acquire_owned().ok();
         let open = take(&self.open).map(|permit| (permit, false));
@@ -86,21 +88,23 @@ impl LocalPlaces {
     }
 }
 
-/// A local stream's place, until it is dropped.
+/// A local stream's place; dropping it frees the place.
 #[derive(Debug)]
 struct LocalPlace {
     places: Arc<LocalPlaces>,
-    /// The place is one of those for moves.
+    /// Whether the place is reserved for moves.
     is_kept: bool,
     _permit: OwnedSemaphorePermit,
 }
 
 impl LocalPlace {
-    /// Lets a program wait for the peer that it asks, for as long as the answer is kept; a move's may always.
+    /// Admits a program to wait for its peer's answer, until the returned place is dropped.
+    /// Programs of a move may always wait.
     ///
     /// # Errors
     ///
-    /// `E_BUSY` for an application if the place is kept for moves, or if too many wait for that peer.
+    /// `E_BUSY` for an application if its place is reserved for moves, or if too many already wait
+    /// for that peer.
     fn wait_for(&self, open: &Open) -> Result<Option<Place<Name>>, Fault> {
         if SeatUse::of(open.class) == SeatUse::Move {
             return Ok(None);
@@ -155,7 +159,7 @@ pub(crate) async fn serve(
             continue;
         }
         let place = places.take();
-        // Held for as long as the program is told, or not at all.
+        // Held while the refusal is sent; without a free permit nothing is sent.
         let refusal = match &place {
             Some(_) => None,
             None => match Arc::clone(&refusals).try_acquire_owned() {
@@ -185,8 +189,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Says that too many streams are open, once the program has said what it wants: closing a socket with
-/// unread bytes would take the answer away with it.
+/// Tells a program that too many streams are open. The program's request is read first, because
+/// closing a socket with unread bytes would discard the answer.
 async fn turn_away(core: &Core, local: &mut UnixStream) {
     if read_open(core, local).await.is_ok() {
         let detail = format!("{} local streams are open", core.limits.local_streams);
@@ -194,7 +198,7 @@ async fn turn_away(core: &Core, local: &mut UnixStream) {
     }
 }
 
-/// Hears what a program wants and answers; gives the stream if it has one.
+/// Reads a program's request and answers it; returns the stream if one was begun.
 async fn converse(core: &Core, local: &mut UnixStream, place: &LocalPlace) -> Option<Begun> {
     let opened = match read_open(core, local).await {
         Ok(open) if is_about_trust(core, &open) => {
@@ -218,7 +222,7 @@ async fn converse(core: &Core, local: &mut UnixStream, place: &LocalPlace) -> Op
     opened.ok()
 }
 
-/// Carries a stream on the thread of its leg.
+/// Moves a stream to the thread of its leg and carries it there.
 fn carry_on(core: Arc<Core>, local: UnixStream, begun: Begun, place: LocalPlace) {
     let thread = core.legs.handle(begun.entry.stream.class.leg()).clone();
     let Ok(local) = local.into_std() else { return };
@@ -244,12 +248,13 @@ async fn read_open(core: &Core, local: &mut UnixStream) -> Result<Open, Fault> {
     }
 }
 
-/// For whom a stream is begun.
+/// What a stream is begun for.
 #[derive(Debug, Default)]
 pub(crate) struct StreamOrigin {
-    /// It stands beside datagrams.
+    /// Whether the stream accompanies a flow of datagrams.
     pub is_datagrams: bool,
-    /// The channel whose connection it is, and so an application's, whatever its class.
+    /// The channel that the stream belongs to. Such a stream counts as an application's, whatever
+    /// its class.
     pub channel: Option<Name>,
     /// Where its bytes are counted.
     pub meter: Arc<Meter>,
@@ -264,12 +269,13 @@ impl StreamOrigin {
     }
 }
 
-/// Whether a program asks this tunnel itself if new work may begin.
+/// Whether a program asks this tunnel itself whether its trust is fresh enough for new work to
+/// begin.
 fn is_about_trust(core: &Core, open: &Open) -> bool {
     open.peer == core.site && open.service.as_str() == TRUST_SERVICE
 }
 
-/// A stream that a peer's service has.
+/// A stream that has been accepted at the service's side and is ready to be carried.
 #[derive(Debug)]
 pub(crate) struct Begun {
     pub peer: Arc<Peer>,
@@ -282,7 +288,7 @@ impl Begun {
     ///
     /// # Errors
     ///
-    /// Why it was cut off.
+    /// Why the stream was cut off.
     pub(crate) fn live(
         self,
         core: &Core,
@@ -292,12 +298,12 @@ impl Begun {
     }
 }
 
-/// Begins a stream to a peer's service; once more if the link is replaced before the answer.
+/// Begins a stream to a peer's service; starts over if the link is replaced before the answer.
 ///
 /// # Errors
 ///
-/// As the peer refuses; `E_NOT_FOUND` if it is none, `E_UNREACHABLE` without a link, `E_BUSY` if it takes
-/// no more streams, `E_STALLED` if it does not answer.
+/// The peer's refusal; `E_NOT_FOUND` if the site is no peer, `E_UNREACHABLE` without a link,
+/// `E_BUSY` if the peer takes no more streams, `E_STALLED` if it does not answer.
 pub(crate) async fn begin(core: &Core, open: &Open, kind: StreamOrigin) -> Result<Begun, Fault> {
     let site = &open.peer;
     let peer = core.peer(site)?;
@@ -312,7 +318,7 @@ pub(crate) async fn begin(core: &Core, open: &Open, kind: StreamOrigin) -> Resul
         };
         match asked {
             Some(Ok(Err(fault))) if fault.code == Code::Unreachable && link.is_over() => {
-                // Its end shows here a moment before a link that replaces it.
+                // The end of a link can show here a moment before the link that replaces it.
                 let Ok(()) = timeout_at(
                     until.min(Instant::now() + REPLACED_WAIT),
                     peer.replaced(&link),
@@ -369,7 +375,7 @@ async fn begin_over(
     });
     wire::write(&mut carrier.send, &begin).await?;
     match wire::read(&mut carrier.recv, ANSWER_WAIT).await? {
-        // Who it is the certificate says, not the answer.
+        // The peer's identity comes from its certificate, not from this answer.
         Preamble::Opened(_) => {
             carrier.note_taken();
             Ok(Begun {
@@ -391,6 +397,6 @@ fn refused(fault: &Fault) -> Preamble {
 }
 
 async fn answer(local: &mut UnixStream, preamble: &Preamble) {
-    // A program that has gone misses nothing, and the next read or write notices it.
+    // Fails only if the program has gone, which the next read or write notices.
     let _ = local.write_all(&preamble.encode()).await;
 }

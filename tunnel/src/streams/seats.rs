@@ -1,13 +1,16 @@
-//! How many streams this side has with a peer: each keeps a seat from its begin to its end.
+//! Limits the streams that this side begins with a peer: each holds a seat from its begin to its
+//! end.
 //!
-//! A peer takes so many streams on each connection of a link, and a stream goes on over the next link. With its
-//! seat it finds room there whenever it comes, however many wait to begin; and what is free of the seats is
-//! free at the peer. Some seats of each leg are not for applications: those of moves must not wait for them.
+//! A peer accepts a limited number of streams on each connection of a link, and a stream goes on
+//! over the next link. A stream with a seat always finds room there, however many others wait to
+//! begin; and as many streams are free at the peer as there are free seats. Some seats of each leg
+//! are reserved for moves, so that moves need not wait for applications.
 //!
-//! Channels share the seats for applications by a *dynamic threshold*: a channel takes another seat only while more are
-//! free than it has already, or than a quarter of all. So one channel with many idle connections leaves a quarter free,
-//! two of them leave less, and a channel that has none takes its first seat for as long as one is free. A channel that
-//! shares its leg with no other may have all of them.
+//! Channels share the seats for applications by a *dynamic threshold*: a channel takes another seat
+//! only while more seats are free than it holds, or more than a quarter of all. So one channel with
+//! many idle connections leaves a quarter free, two of them leave less, and a channel without any
+//! takes its first seat as long as one is free. A channel that shares its leg with no other may
+//! take all of them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,14 +19,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use towpath_protocol::channel::{Class, Leg};
 use towpath_protocol::identity::Name;
 
-/// Seats of a leg that applications leave free: each move needs three of one leg and one of the other.
+/// Seats of a leg reserved for moves: each move needs three on one leg and one on the other.
 const KEPT_COUNT: usize = 16;
 
-/// The part of a leg's seats that is kept at most, where there are few.
+/// Divisor: at most one of so many seats of a leg is reserved, where there are few seats.
 const KEPT_PART: usize = 4;
 
-/// Once less than this part of a leg's seats for applications is free, they are few; and no channel has to leave more to
-/// others.
+/// Divisor: seats are *few* when less than one of so many of a leg's seats for applications is
+/// free. No channel has to leave more than that to others.
 const FEW_PART: usize = 4;
 
 /// The seats with one peer.
@@ -33,37 +36,39 @@ pub(crate) struct Seats([Row; Leg::ALL.len()]);
 #[derive(Debug)]
 struct Row {
     all: Arc<Semaphore>,
-    /// Those of them that are for everybody.
+    /// The seats that are not reserved for moves.
     open: Arc<Open>,
 }
 
-/// A stream's seat, until it is dropped.
+/// A stream's seat; dropping it frees the seat.
 #[derive(Debug)]
 pub(crate) struct Seat {
     _of_all: OwnedSemaphorePermit,
     _of_open: Option<OpenSeat>,
 }
 
-/// Which application asks for a seat.
+/// The application that asks for a seat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Share {
-    /// The channel; all programs that need none count as one.
+    /// The channel. All programs without a channel count as one.
     pub channel: Option<Name>,
     /// Whether other channels lead to the same peer over the same leg.
     pub has_others: bool,
 }
 
-/// For whom a stream is.
+/// What a stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SeatUse {
-    /// An application: it takes the seats that are for everybody, and its programs read when they like.
+    /// An application: it takes only seats that are not reserved, and may stop reading for as long
+    /// as it likes.
     Application,
-    /// A move, or what measures the path: it takes any seat, and who reads nothing for too long ends it.
+    /// A move, or a measurement of the path: it takes any seat, and is ended if it reads nothing
+    /// for too long.
     Move,
 }
 
 impl SeatUse {
-    /// For whom a stream of a class is, unless it is known to be an application's.
+    /// What a stream of a class is for, unless it is known to be an application's.
     pub(crate) const fn of(class: Class) -> Self {
         match class {
             Class::Control | Class::Demand | Class::Switch | Class::Bulk => Self::Move,
@@ -73,7 +78,7 @@ impl SeatUse {
 }
 
 impl Seats {
-    /// So many for each leg.
+    /// Creates `count` seats for each leg.
     pub(crate) fn new(count: usize) -> Self {
         let kept = KEPT_COUNT.min(count / KEPT_PART);
         Self(Leg::ALL.map(|_| Row {
@@ -82,11 +87,12 @@ impl Seats {
         }))
     }
 
-    /// Waits for a seat: an application's, or that of a move, which has no share. Of those that may have the next one,
-    /// the first in the row has it.
+    /// Waits for a seat: for an application if `share` is given, for a move otherwise. The longest
+    /// waiting of those that may have a free seat gets it.
     pub(crate) async fn take(&self, leg: Leg, share: Option<Share>) -> Seat {
         let row = &self.0[leg as usize];
-        // In this order whoever has one that is for everybody finds one of all, or waits for a move's alone.
+        // In this order, an application that holds an unreserved seat waits at most for a move to
+        // free one.
         let of_open = match share {
             Some(share) => Some(row.open.take(share).await),
             None => None,
@@ -98,13 +104,14 @@ impl Seats {
         }
     }
 
-    /// Whether an application would have to wait.
+    /// Whether an application would have to wait for a seat.
     pub(crate) fn are_short(&self, leg: Leg, share: &Share) -> bool {
         let row = &self.0[leg as usize];
         row.open.free_for(share) == 0 || row.all.available_permits() == 0
     }
 
-    /// Whether an application may soon have to wait: its connections that need no seat give theirs back now.
+    /// Whether an application may soon have to wait. Idle connections should then give their seats
+    /// back.
     pub(crate) fn are_few(&self, leg: Leg, share: &Share) -> bool {
         let row = &self.0[leg as usize];
         let few = row.open.few;
@@ -112,15 +119,15 @@ impl Seats {
     }
 }
 
-/// The seats of a leg that are for everybody.
+/// The seats of a leg that are not reserved for moves.
 #[derive(Debug)]
 struct Open {
-    /// With less of them free they are few.
+    /// Seats are few when less than this number is free.
     few: usize,
     seated: Mutex<Seated>,
 }
 
-/// Who has the seats for everybody, and who waits for one.
+/// Who holds unreserved seats, and who waits for one.
 #[derive(Debug)]
 struct Seated {
     free: usize,
@@ -128,7 +135,7 @@ struct Seated {
     waiting: VecDeque<(Share, oneshot::Sender<OpenSeat>)>,
 }
 
-/// A seat for everybody, given back when it is dropped.
+/// An unreserved seat; dropping it gives it back.
 #[derive(Debug)]
 struct OpenSeat {
     open: Arc<Open>,
@@ -138,7 +145,7 @@ struct OpenSeat {
 impl Drop for OpenSeat {
     fn drop(&mut self) {
         let untaken = self.open.seated().give_back(&self.open, &self.channel);
-        // Seats for those who gave up waiting: each goes to the next in the row as it is dropped.
+        // Seats given to waiters that have gone: dropping each hands it to the next waiter.
         drop(untaken);
     }
 }
@@ -158,7 +165,7 @@ impl Open {
     async fn take(self: &Arc<Self>, share: Share) -> OpenSeat {
         let heard = {
             let mut seated = self.seated();
-            // Nobody waits who may have one: whoever may now passes those who may not.
+            // Waiters are those over their threshold, so a channel below its own may pass them.
             if seated.free_for(&share, self.few) > 0 {
                 return seated.seat(self, share.channel);
             }
@@ -176,20 +183,21 @@ impl Open {
     }
 
     fn seated(&self) -> MutexGuard<'_, Seated> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.seated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Seated {
-    /// Seats that an application may take: it leaves as many as it has to others, a quarter of all at most.
+    /// Seats that an application may take: it leaves as many free for others as it holds, up to a
+    /// quarter of all.
     fn free_for(&self, share: &Share, few: usize) -> usize {
         let held = self.held.get(&share.channel).copied().unwrap_or(0);
         let left = if share.has_others { held.min(few) } else { 0 };
         self.free.saturating_sub(left)
     }
 
-    /// Takes a seat that is free.
+    /// Takes a free seat.
     fn seat(&mut self, open: &Arc<Open>, channel: Option<Name>) -> OpenSeat {
         self.free -= 1;
         *self.held.entry(channel.clone()).or_default() += 1;
@@ -199,7 +207,8 @@ impl Seated {
         }
     }
 
-    /// Takes a seat back and hands out what is free; gives the seats of those who gave up waiting meanwhile.
+    /// Takes a seat back and hands free seats to waiters. Returns the seats whose waiters have
+    /// gone.
     fn give_back(&mut self, open: &Arc<Open>, channel: &Option<Name>) -> Vec<OpenSeat> {
         self.free += 1;
         if let Some(held) = self.held.get_mut(channel) {
@@ -264,7 +273,7 @@ mod tests {
         }
         assert!(held.len() < 48, "{}", held.len());
         assert!(!seats.are_short(Leg::Urgent, &beside("dns")));
-        // The first one alone leaves a quarter.
+        // Alone, the first channel leaves a quarter free.
         let first = held.iter().filter(|seat| {
             let of_open = seat._of_open.as_ref();
             of_open.is_some_and(|seat| seat.channel == beside("logs").channel)
@@ -336,7 +345,7 @@ mod tests {
         }
         assert!(take(SeatUse::Application).await.is_err());
         held.pop();
-        // Who gave up waiting holds nothing.
+        // A waiter that gave up holds nothing.
         assert!(take(SeatUse::Move).await.is_ok());
         let one = Seats::new(1);
         assert!(!one.are_few(Leg::Urgent, &alone()));

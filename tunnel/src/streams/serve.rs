@@ -1,4 +1,5 @@
-//! Streams that peers open: checked, handed to the local service, copied.
+//! Serves streams that peers begin: checks them, connects them to the local service, and has them
+//! copied.
 
 mod strikes;
 
@@ -32,28 +33,28 @@ use crate::streams::seats::SeatUse;
 use crate::streams::table::{Beginner, Call, End, Entry, Found, Purpose, Stream};
 use strikes::Strikes;
 
-/// How long a refusal may take to be heard.
+/// How long to wait for the peer to acknowledge a refusal.
 const REFUSAL_WAIT: Duration = Duration::from_secs(5);
 
-/// How long a local service may take to accept: it is on this host.
+/// How long a local service may take to accept; short because it runs on this host.
 const SERVICE_WAIT: Duration = Duration::from_secs(2);
 
-/// Which streams that a peer opens in vain, or that end with an outage, have a line of the log, and which of its links:
-/// it may open 200 streams a second, and link after link. Each peer has its own, so that none keeps what others ask for
-/// out of the log.
+/// Rate-limited log lines about one peer: streams it opens that are refused, streams cut off by an
+/// outage, and its links. A peer may open 200 streams a second and make link after link. Each peer
+/// has its own limits, so that none can crowd another's requests out of the log.
 #[derive(Debug, Default)]
 pub(crate) struct StreamLog {
     denied: Lines,
     unreached: Lines,
     pub outages: Lines,
-    /// Words that no peer says which keeps to the rules.
+    /// Protocol violations.
     pub wrong: Lines,
-    /// Links that come and go.
+    /// Links made and lost.
     pub links: Lines,
 }
 
 impl StreamLog {
-    /// Says that a service's host refuses the datagrams of a flow.
+    /// Logs that a service's host refuses the datagrams of a flow.
     fn refused(&self, stream: &Stream, reach: &Endpoint) {
         let (peer, service) = (&stream.party.0, &stream.service);
         if let Some(untold) = self.unreached.next() {
@@ -62,8 +63,9 @@ impl StreamLog {
         }
     }
 
-    /// Says that a stream with a peer was cut off: what an outage took has a line, for its program sees only that it
-    /// ended; how programs part is their own business.
+    /// Logs that a stream was cut off. Streams lost to an outage get a warning, because their
+    /// programs see only that the stream ended; how programs end their own streams is logged at
+    /// debug level.
     pub(crate) fn cut(&self, stream: &Stream, fault: &Fault) {
         let (peer, service, class) = (&stream.party.0, &stream.service, stream.class);
         if fault.code != Code::Unreachable {
@@ -74,11 +76,12 @@ impl StreamLog {
     }
 }
 
-/// Who a connection's other end has proved to be.
+/// Returns the identity that the other end of a connection has proved.
 ///
 /// # Errors
 ///
-/// `E_CERTIFICATE` if the certificate names no host, which the verifier would not have let pass.
+/// `E_CERTIFICATE` if there is no certificate or it names no host; the verifier lets no such
+/// connection pass.
 pub(crate) fn identity_of(connection: &Connection) -> Result<HostIdentity, Fault> {
     let chain = connection
         .peer_identity()
@@ -88,7 +91,7 @@ pub(crate) fn identity_of(connection: &Connection) -> Result<HostIdentity, Fault
     view::identity_of(leaf)
 }
 
-/// Accepts a link's streams until it is over.
+/// Accepts a link's streams and datagrams until the link is over.
 pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
     let strikes = Arc::new(Strikes::default());
     let peer = core.peers.get(&link.peer.site);
@@ -123,7 +126,8 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
     }
 }
 
-/// Serves a stream. It may outlive its link, and so nothing here holds that but the carrier.
+/// Serves one QUIC stream. The stream may outlive its link, so nothing here but the carrier holds a
+/// reference to the link.
 async fn serve(core: &Arc<Core>, leg: Leg, mut carrier: Carrier, strikes: &Strikes) {
     match read_first(core, leg, &mut carrier).await {
         Ok(First::Begin(begin)) => begin_stream(core, carrier, begin).await,
@@ -140,10 +144,11 @@ async fn serve(core: &Arc<Core>, leg: Leg, mut carrier: Carrier, strikes: &Strik
     }
 }
 
-/// Notes a stream whose first words were none; a peer with several of them at a time loses its link.
+/// Counts a QUIC stream without a valid preamble; a peer with several of these within a minute
+/// loses its link.
 fn strike(core: &Core, link: &Link, fault: &Fault, strikes: &Strikes) {
-    // A program that gives up at once, or a link that goes, takes a stream back before its first words. A link
-    // that is over has had its word: the last strike ended it.
+    // A program that gives up at once, or a lost link, ends a stream before its preamble: no
+    // strike. Nor does a link count that is over: an earlier strike may have closed it.
     if fault.code == Code::Unreachable || link.is_over() {
         tracing::debug!(peer = %link.peer, %fault, "stream taken back");
         return;
@@ -159,7 +164,7 @@ fn strike(core: &Core, link: &Link, fault: &Fault, strikes: &Strikes) {
     }
 }
 
-/// A peer's first words on a stream.
+/// A peer's preamble on a QUIC stream.
 enum First {
     Begin(Begin),
     Resume(Resume),
@@ -181,7 +186,8 @@ async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
     let Some(peer) = core.peers.get(&carrier.link.peer.site) else {
         return;
     };
-    // It keeps its place meanwhile, which holds the peer's next streams back. Those that resume wait for nothing.
+    // The stream keeps its place while it waits, which holds back the peer's next streams. Resumed
+    // streams do not wait.
     peer.begins.until_ready().await;
     let (entry, program) = match admit(core, peer, &carrier.link, &begin).await {
         Ok(admitted) => admitted,
@@ -192,7 +198,7 @@ async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
     };
     let opened = Preamble::Opened(core.trust.host().clone());
     if wire::write(&mut carrier.send, &opened).await.is_err() {
-        // Who asked has not heard of the stream, and asks anew.
+        // The peer has not heard of the stream and will ask again.
         return;
     }
     // Fails only on a stream that is already over.
@@ -202,7 +208,7 @@ async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
         entry,
         carrier,
     };
-    // What letting it in took ends here: a stream lives for long, and there are many.
+    // A new task, so that the state of the admission is freed: streams are many and live long.
     tokio::spawn(live(Arc::clone(core), begun, program));
 }
 
@@ -213,7 +219,7 @@ pub(crate) enum Program {
     Udp(Box<Connected>, Registered),
 }
 
-/// Carries a stream that a peer began to its end.
+/// Carries a stream that a peer began until it ends.
 pub(crate) async fn live(core: Arc<Core>, begun: Begun, program: Program) {
     let (peer, stream) = (Arc::clone(&begun.peer), Arc::clone(&begun.entry.stream));
     let ended = match program {
@@ -225,7 +231,8 @@ pub(crate) async fn live(core: Arc<Core>, begun: Begun, program: Program) {
             }
             ended
         }
-        // The largest by far, and rare: streams shall not all be as large.
+        // Boxed: this future is rare and by far the largest, and would make every stream's task as
+        // large.
         Program::Udp(mut socket, registered) => {
             let carrying = datagrams::carry(&core, begun, registered, &mut *socket);
             let ended = Box::pin(carrying).await;
@@ -241,7 +248,7 @@ pub(crate) async fn live(core: Arc<Core>, begun: Begun, program: Program) {
     }
 }
 
-/// Takes a stream in and connects it to its service, if the peer may (T15).
+/// Registers a stream and connects it to its service, if the peer may reach that (T15).
 async fn admit(
     core: &Core,
     peer: &Peer,
@@ -253,14 +260,14 @@ async fn admit(
     let purpose = Purpose {
         class,
         seat_use: match service.reach {
-            // Moves go between programs that are told who is there.
+            // Only services that are told who connects take part in moves.
             Reach::Plain(_) => SeatUse::Application,
             Reach::Told(_) => SeatUse::of(class),
         },
         service: begin.open.service.clone(),
         meter: Arc::clone(&service.meter),
     };
-    // As many as both connections carry, each of them perhaps without a connection now.
+    // As many as both connections of a link carry; some of them may be without a carrier now.
     let most = 2 * core.limits.peer_streams as usize;
     let number = (begin.stream, link.party());
     let theirs = Beginner::Them { most };
@@ -269,11 +276,11 @@ async fn admit(
     Ok((entry, program))
 }
 
-/// Hands a stream that the peer resumes to its task.
+/// Hands the new carrier of a resumed stream to that stream's task.
 ///
 /// # Errors
 ///
-/// What the peer must not say: another leg, a stream of ours.
+/// `E_UNEXPECTED` for a violation by the peer: the wrong leg, or a stream that this side began.
 async fn resume_stream(
     core: &Core,
     leg: Leg,
@@ -298,12 +305,13 @@ async fn resume_stream(
         Some(Found::Live(stream)) => {
             // Fails only on a stream that is already over.
             let _ = carrier.send.set_priority(stream.class.priority());
-            // If it has too many calls already, the carrier went with this one, and the peer asks again.
+            // If the stream's call queue is full, the carrier is dropped with the call, and the
+            // peer asks again.
             let _ = stream.call(Call::Resume(Box::new(carrier), resume.received));
             return Ok(());
         }
         Some(Found::Ended(End::Whole(received, _))) => {
-            // It has everything; only the word of that was lost.
+            // We received everything; only the peer's notice of that was lost.
             if wire::write(&mut carrier.send, &Preamble::Resumed(received))
                 .await
                 .is_ok()
@@ -313,14 +321,14 @@ async fn resume_stream(
             return Ok(());
         }
         Some(Found::Ended(End::Cut(fault))) => fault,
-        // No word on whether there is such a stream of somebody else's.
+        // Same answer for another peer's stream, so as not to reveal that it exists.
         None => Fault::new(Code::NotFound, "no such stream"),
     };
     refuse(&mut carrier.send, refused).await;
     Ok(())
 }
 
-/// The service a peer asks for, if it may reach it.
+/// Returns the service a peer asks for, if the peer may reach it.
 fn allowed<'a>(
     core: &'a Core,
     (site, link): (&Peer, &Link),
@@ -406,10 +414,10 @@ async fn reach(
         .map_err(|error| failed(error.to_string()))
 }
 
-/// Says why a stream cannot be had, and waits until it was heard: letting go of the stream would take
-/// the words with it.
+/// Tells the peer why a stream is refused, and waits until it has acknowledged that: dropping the
+/// stream at once would lose the message.
 async fn refuse(send: &mut SendStream, fault: Fault) {
-    // The peer may have gone, and then nobody wants the answer.
+    // Fails only if the peer has gone, and then nobody wants the answer.
     let _ = wire::write(send, &Preamble::Refused(fault)).await;
     let _ = send.finish();
     let _ = timeout(REFUSAL_WAIT, send.stopped()).await;

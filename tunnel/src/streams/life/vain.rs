@@ -1,32 +1,33 @@
-//! Carriers that a stream has in vain: given up by the peer at once, on a link that is well. The next one is waited
-//! for ever longer, and all of them together no longer than an outage. Pure.
+//! Back-off for useless carriers: carriers that the peer gives up at once although their link is
+//! well. Each further one makes the pause longer, and a row of them may last no longer than an
+//! outage. Pure.
 
 use std::time::{Duration, Instant};
 
-/// Pause before a stream goes on behind the first of them; each that follows doubles it.
+/// Pause after the first useless carrier; each further one doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 
-/// Longest pause: a peer that asks us waits twice as long for an answer.
+/// Longest pause. A peer that asks us waits twice as long for an answer.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Bytes with which a carrier was of use: a piece. To go on may cost a whole tail again.
+/// Bytes that make a carrier useful: one piece. Every resumption may resend a whole tail.
 const CARRIED_BYTES_MIN: u64 = 64 * 1024;
 
-/// How long a carrier may have had nothing to carry.
+/// A carrier that lasted this long is not useless, even if it had nothing to carry.
 const LASTED_MIN: Duration = Duration::from_secs(10);
 
-/// What a stream's last carriers were good for.
+/// Tracks the latest useless carriers of a stream.
 #[derive(Debug)]
 pub(super) struct Vain {
     count: u32,
     since: Option<Instant>,
-    /// When the carrier began that it has now, and what had been carried by then.
+    /// When the current carrier began, and the bytes carried before it.
     began: Instant,
     before_bytes: u64,
 }
 
 impl Vain {
-    /// The first carrier begins.
+    /// Starts with the first carrier.
     pub(super) const fn new(now: Instant) -> Self {
         Self {
             count: 0,
@@ -36,12 +37,13 @@ impl Vain {
         }
     }
 
-    /// Another carrier begins; so much was carried by those before it.
+    /// Notes a new carrier, and the bytes carried before it.
     pub(super) const fn begin(&mut self, now: Instant, carried_bytes: u64) {
         (self.began, self.before_bytes) = (now, carried_bytes);
     }
 
-    /// The carrier is given up. One that goes with its link says nothing of the peer.
+    /// Notes the end of the carrier. If it ended with its link, that is not the peer's fault and
+    /// resets the count.
     pub(super) fn end(&mut self, now: Instant, carried_bytes: u64, is_link_well: bool) {
         let is_little = carried_bytes.saturating_sub(self.before_bytes) < CARRIED_BYTES_MIN;
         let is_soon = now.saturating_duration_since(self.began) < LASTED_MIN;
@@ -53,13 +55,13 @@ impl Vain {
         }
     }
 
-    /// How long to wait before the stream goes on, if the last carrier was in vain.
+    /// How long to wait before resuming, if the last carrier was useless.
     pub(super) fn pause(&self) -> Option<Duration> {
         let doublings = self.count.checked_sub(1)?.min(16);
         Some((PAUSE_MIN * 2_u32.pow(doublings)).min(PAUSE_MAX))
     }
 
-    /// For how long all of them have been in vain.
+    /// How long there have been nothing but useless carriers.
     pub(super) fn lasts(&self, now: Instant) -> Duration {
         let since = self.since.unwrap_or(now);
         now.saturating_duration_since(since)
@@ -70,7 +72,7 @@ impl Vain {
 mod tests {
     use super::*;
 
-    /// A carrier that is given up at once, having carried so much more.
+    /// A carrier given up at once, after `more_bytes` more bytes.
     fn pass(vain: &mut Vain, now: Instant, carried_bytes: u64, more_bytes: u64) {
         vain.begin(now, carried_bytes);
         vain.end(now, carried_bytes + more_bytes, true);

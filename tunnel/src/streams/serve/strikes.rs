@@ -1,22 +1,23 @@
-//! Streams of a peer's without whole first words: so many of them at a time end its link. Pure.
+//! Counts a peer's streams without a complete preamble: several within a minute end the link. Pure.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Streams without whole first words after which a peer loses its link (T16).
+/// Streams without a complete preamble within [`COUNTED_TIME`] that cost a peer its link (T16).
 const COUNT_MAX: usize = 3;
 
-/// How long each of them counts: a link lives for months, and a program of the peer's may fail now and then.
+/// How long each of these streams counts. A link lives for months, and one of the peer's programs
+/// may fail now and then.
 const COUNTED_TIME: Duration = Duration::from_secs(60);
 
-/// The last of them on a link.
+/// Times of the latest such streams on a link, newest first.
 #[derive(Debug, Default)]
 pub(super) struct Strikes(Mutex<[Option<Instant>; COUNT_MAX]>);
 
 impl Strikes {
-    /// Adds one; says whether the link is to end.
+    /// Adds a strike; returns whether the link must end.
     pub(super) fn add(&self, now: Instant) -> bool {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         let mut strikes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         strikes.rotate_right(1);
         strikes[0] = Some(now);
