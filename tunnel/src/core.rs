@@ -34,12 +34,12 @@ pub(crate) struct Service {
     pub meter: Arc<Meter>,
 }
 
-/// How a service is reached.
+/// How connections to a service are made.
 #[derive(Debug)]
 pub(crate) enum Reach {
-    /// At a Unix socket, where it is told first who opened the stream.
+    /// At a Unix socket; it is first told who opened the stream.
     Told(PathBuf),
-    /// Where it listens for anybody.
+    /// At its own listening address; it is not told who connects.
     Plain(Endpoint),
 }
 
@@ -55,11 +55,11 @@ impl std::fmt::Display for Reach {
 /// What all parts of a running tunnel share.
 #[derive(Debug)]
 pub(crate) struct Core {
-    /// As it was at the start.
+    /// The configuration as read at the start.
     pub config: Config,
     pub site: Name,
     pub trust: Trust,
-    /// Where things are kept over a restart, if anywhere.
+    /// The state folder, if one is configured.
     pub state: Option<Arc<Folder>>,
     pub limits: Limits,
     pub peers: BTreeMap<Name, Arc<Peer>>,
@@ -74,7 +74,7 @@ pub(crate) struct Core {
     pub began: StdInstant,
     pub outlook: Outlook,
     pub network: Network,
-    /// This run: streams do not outlive it.
+    /// Identifies this run of the tunnel; streams do not outlive it.
     pub run: RunId,
     pub legs: Legs,
 }
@@ -125,12 +125,12 @@ impl Core {
         })
     }
 
-    /// Why the state folder takes nothing, if there is one and the last write there failed.
+    /// Why the state folder cannot be written, if the last write there failed.
     pub(crate) fn state_problem(&self) -> Option<Fault> {
         self.state.as_ref().and_then(|folder| folder.problem())
     }
 
-    /// The peer of a name.
+    /// Returns the peer of a site.
     pub(crate) fn peer(&self, site: &Name) -> Result<&Arc<Peer>, Fault> {
         self.peers.get(site).ok_or_else(|| {
             let detail = format!("{site} is no peer of this tunnel");
@@ -138,12 +138,12 @@ impl Core {
         })
     }
 
-    /// What to do about a peer that is none: those there are.
+    /// Remedy for an unknown peer: names the known ones.
     pub(crate) fn known_peers(&self) -> String {
         one_of("peers", self.peers.keys())
     }
 
-    /// A service of ours.
+    /// Returns a local service.
     pub(crate) fn service(&self, name: &Name) -> Result<&Service, Fault> {
         self.services.get(name).ok_or_else(|| {
             let detail = format!("no service of this tunnel is called {name}");
@@ -151,7 +151,7 @@ impl Core {
         })
     }
 
-    /// How long a stream may be stuck.
+    /// How long a stream may make no progress.
     pub(crate) const fn stall(&self) -> Duration {
         self.limits.stall_wait.duration()
     }
@@ -162,10 +162,10 @@ impl Core {
     }
 }
 
-/// Names of the configuration that a remedy lists; it has room for them all where a person wrote it.
+/// Most names that a remedy lists; enough for every configuration written by hand.
 const NAMED_COUNT_MAX: usize = 16;
 
-/// What to write in place of a name that is none.
+/// Remedy for an unknown name: lists the valid ones.
 fn one_of<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a Name>) -> String {
     if names.len() == 0 {
         return format!(
@@ -183,7 +183,7 @@ fn one_of<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a Name>) -> Str
     format!("{what} in use: {named}{more}; ones added to the file wait for the next start")
 }
 
-/// A link's number, which nobody can guess.
+/// Returns an unguessable link number.
 ///
 /// # Errors
 ///
@@ -192,7 +192,7 @@ pub(crate) fn random_link() -> Result<LinkId, Fault> {
     random().map(LinkId)
 }
 
-/// A stream's number, which nobody can guess.
+/// Returns an unguessable stream number.
 ///
 /// # Errors
 ///

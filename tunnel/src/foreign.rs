@@ -1,4 +1,4 @@
-//! Parsers of foreign bytes that only this daemon calls, each as something a fuzzer can call.
+//! Entry points for fuzzers to the parsers of foreign bytes that only this daemon uses.
 
 use towpath_protocol::fault::Fault;
 
@@ -6,22 +6,22 @@ use crate::channels;
 use crate::links::network;
 use crate::quic::malformed;
 
-/// Reads what is remembered of channels over a restart, and writes it again.
+/// Decodes the register of channels, as kept over a restart, and encodes it again.
 ///
 /// # Errors
 ///
-/// `E_META` if that is not what a tunnel would have written.
+/// `E_META` if no tunnel would have written it.
 pub fn channel_register(text: &[u8]) -> Result<Vec<u8>, Fault> {
     channels::reread_register(text)
 }
 
-/// Whether a datagram from anybody is nothing that a handshake or a connection could take.
+/// Whether a datagram can belong neither to a handshake nor to a connection.
 #[must_use]
 pub fn is_malformed(datagram: &[u8]) -> bool {
     malformed::is_malformed(datagram)
 }
 
-/// How many announcements of the kernel are in a datagram.
+/// Returns the number of kernel announcements (netlink messages) in a datagram.
 #[must_use]
 pub fn announcement_count(datagram: &[u8]) -> usize {
     network::kinds(datagram).count()

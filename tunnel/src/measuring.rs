@@ -1,4 +1,4 @@
-//! Measurements that are made on purpose, and forecasts from all of them.
+//! Active measurements, and forecasts from all measurements.
 //!
 //! | module | what it holds |
 //! |---|---|

@@ -1,9 +1,10 @@
-//! The configuration, read again while the tunnel runs: what can change takes effect, a file with a mistake
-//! changes nothing.
+//! Reads the configuration again while the tunnel runs: settings that can change take effect; a
+//! file with a mistake changes nothing.
 //!
-//! Caps, timetables, shares and channels change at once, and so does which files hold certificates, key and lists.
-//! The rest waits for the next start; the log and `/status` say what that is, and why a file is not in use. What was
-//! changed by hand meanwhile is as in the file again; channels that were pushed are not the file's to change.
+//! Caps, timetables, shares and channels change at once, and so do the paths of certificates, key
+//! and lists. Everything else waits for the next start; the log and `/status` name those keys, and
+//! say why a file is not used. Settings changed by hand meanwhile return to the file's values;
+//! channels that were pushed are not affected by the file.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use crate::core::Core;
 use crate::operators::status::ConfigurationView;
 use crate::trust::with_remedy;
 
-/// How reading the configuration again went, the last time and in all.
+/// Results of reading the configuration again: the last one, and counts of all.
 #[derive(Debug, Default)]
 pub(crate) struct Reloads {
     last: Mutex<ConfigurationView>,
@@ -26,12 +27,12 @@ pub(crate) struct Reloads {
 }
 
 impl Reloads {
-    /// How it went the last time.
+    /// The last result.
     pub(crate) fn view(&self) -> ConfigurationView {
         self.last().clone()
     }
 
-    /// How often it went how, by the word for it.
+    /// Counts by result label.
     pub(crate) fn counts(&self) -> [(&'static str, u64); 3] {
         [
             ("taken", &self.taken),
@@ -41,7 +42,7 @@ impl Reloads {
         .map(|(result, count)| (result, count.load(Ordering::Relaxed)))
     }
 
-    /// All of the file is in use but these keys, which wait for the next start.
+    /// Records that the file is in use, except for these keys, which wait for the next start.
     fn note_taken(&self, waiting_keys: Vec<String>) {
         let count = if waiting_keys.is_empty() {
             &self.taken
@@ -55,29 +56,29 @@ impl Reloads {
         };
     }
 
-    /// Nothing of the file is in use; what waited before waits still.
+    /// Records that the file was refused; keys that waited before still wait.
     fn note_refused(&self, fault: &Fault) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         self.last().problem = Some(with_remedy(fault));
     }
 
     fn last(&self) -> MutexGuard<'_, ConfigurationView> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Has configuration, certificates, key and lists read again; links and streams stay as they are.
+/// Reads configuration, certificates, key and lists again; links and streams are not affected.
 pub(crate) async fn all(core: &Arc<Core>) {
     tokio::join!(core.trust.look_now(), configuration(core));
 }
 
-/// Reads the configuration's file again, if it came from one, and brings what can change into use.
+/// Reads the configuration file again, if there is one, and applies the settings that can change.
 async fn configuration(core: &Arc<Core>) {
     let Some(file) = core.config.file.clone() else {
         return;
     };
-    // The file may lie on a disk that is slow to answer.
+    // Blocking: the disk may be slow.
     let read = tokio::task::spawn_blocking(move || Config::load(&file)).await;
     let read = read.unwrap_or_else(|error| Err(Fault::new(Code::State, error.to_string())));
     match read {
@@ -92,7 +93,8 @@ async fn configuration(core: &Arc<Core>) {
 async fn apply(core: &Arc<Core>, config: &Config) {
     for peer in &config.peers {
         if let Some(known) = core.peers.get(&peer.site) {
-            // Another zone waits for the next start; the same one may have other rules by now.
+            // A different time zone waits for the next start, but the rules of the same zone may
+            // have changed.
             if config.time_zone.name() == core.config.time_zone.name() {
                 known.set_zone(&config.time_zone);
             }
@@ -120,7 +122,8 @@ async fn apply(core: &Arc<Core>, config: &Config) {
     tracing::info!("configuration read again");
 }
 
-/// Keys of the configuration that have changed and cannot while the tunnel runs.
+/// Returns the top-level configuration keys that have changed but cannot change while the tunnel
+/// runs.
 fn waiting(old: &Config, new: &Config) -> Vec<String> {
     let lasting = |config: &Config| {
         let mut config = config.clone();
@@ -135,7 +138,7 @@ fn waiting(old: &Config, new: &Config) -> Vec<String> {
         for service in &mut config.services {
             service.cap = None;
         }
-        // A configuration came from text, and can be text again.
+        // Serializing cannot fail: the configuration was read from such text.
         match serde_json::to_value(config) {
             Ok(serde_json::Value::Object(mut keys)) => {
                 keys.remove("certificates");

@@ -1,4 +1,5 @@
-//! The state folder: one tunnel's alone, its files replaced whole, read up to a limit, set aside when damaged.
+//! The state folder: owned by one tunnel; its files are replaced atomically, read up to a limit,
+//! and set aside when damaged.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -9,15 +10,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use towpath_daemon::lock::Lock;
 use towpath_protocol::fault::{Code, Fault};
 
-/// Files set aside under one name: the first shows what began, and a disk that fails again and again is not filled.
+/// Most files set aside under one name. The first ones show how a problem began, and repeated
+/// failures do not fill the disk.
 const ASIDE_COUNT_MAX: u32 = 8;
 
-/// Why a file is set aside; the word becomes the end of its name.
+/// Why a file is set aside; the word becomes its extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Aside {
-    /// Its content is wrong, or cannot be read.
+    /// Its content is invalid, or cannot be read.
     Damaged,
-    /// A newer release has written it, and can read it again.
+    /// Written by a newer release, which can still read it.
     Newer,
 }
 
@@ -34,19 +36,21 @@ impl Aside {
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    /// Held while a file is replaced: two writers of one file would share the copy that becomes it.
+    /// Held while a file is replaced: two writers of one file would share its temporary copy.
     replacing: Mutex<()>,
     /// Why the last write failed, if it did.
     problem: Mutex<Option<Fault>>,
 }
 
 impl Folder {
-    /// Makes the state folder this tunnel's own: a second one would replace what this one has written down.
+    /// Opens the state folder, creates it if needed, and locks it: a second tunnel would overwrite
+    /// what this one has stored.
     ///
     /// # Errors
     ///
-    /// `E_ALREADY_RUNNING` if another tunnel has it, `E_PATH` if something else is in the lock's place. A disk that
-    /// takes nothing gives no lock and stops no tunnel: nothing can be replaced there.
+    /// `E_ALREADY_RUNNING` if another tunnel holds the lock, `E_PATH` if something else is in the
+    /// lock's place. A disk that cannot be written gives no lock but does not stop the tunnel, as
+    /// nothing can be overwritten there.
     pub(crate) fn open(path: &Path) -> Result<(Arc<Self>, Option<Lock>), Fault> {
         let folder = Self {
             path: path.to_owned(),
@@ -68,7 +72,7 @@ impl Folder {
         }
     }
 
-    /// Why nothing can be written there, as far as the last write tells.
+    /// Returns why files cannot be written, if the last write failed.
     pub(crate) fn problem(&self) -> Option<Fault> {
         let problem = self.problem_lock().clone();
         problem.map(|fault| {
@@ -80,8 +84,9 @@ impl Folder {
         })
     }
 
-    /// What a file holds, if there is one that can be read: at most `bytes_max` of it and one more, which says that it
-    /// is too long. One that cannot be read is set aside: the next write would replace what somebody may still recover.
+    /// Reads a file, if it exists and is readable: at most `bytes_max` bytes and one more, which
+    /// shows that it is too long. An unreadable file is set aside, because the next write would
+    /// replace what somebody may still recover.
     pub(crate) fn read(&self, name: &Path, bytes_max: usize) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let path = self.path.join(name);
@@ -100,16 +105,17 @@ impl Folder {
         }
     }
 
-    /// Puts a file in the place of another, or of none: after a crash the old one or the new one is there,
-    /// and whole.
+    /// Replaces a file, or creates it, atomically: after a crash, either the old or the new file is
+    /// there, complete.
     ///
     /// # Errors
     ///
-    /// `E_IO`; the old file is then still there.
+    /// `E_IO`; the old file is then unchanged.
     pub(crate) fn replace(&self, name: &Path, bytes: &[u8]) -> Result<(), Fault> {
         let path = self.path.join(name);
         let written = {
-            // A failed write leaves nothing that the next one relies on.
+            // A poisoned lock is harmless: a failed write leaves nothing that the next one relies
+            // on.
             let _alone = self
                 .replacing
                 .lock()
@@ -120,7 +126,7 @@ impl Folder {
         written
     }
 
-    /// Moves a file out of the way of the next one, for whoever wants to look at it.
+    /// Renames a file so that the next write does not replace it and somebody can examine it.
     pub(crate) fn set_aside(&self, name: &Path, how: Aside, why: &Fault) {
         let path = self.path.join(name);
         let aside = (0..ASIDE_COUNT_MAX)
@@ -139,12 +145,12 @@ impl Folder {
     }
 
     fn problem_lock(&self) -> MutexGuard<'_, Option<Fault>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The name of a file that is set aside: the first has no number.
+/// Returns the name for a file that is set aside; the first has no number.
 fn aside_of(path: &Path, how: Aside, number: u32) -> PathBuf {
     let word = how.as_str();
     match number {
@@ -191,7 +197,7 @@ mod tests {
         assert!(lock.is_some());
         let refused = Folder::open(&state).unwrap_err();
         assert_eq!(refused.code, Code::AlreadyRunning);
-        // Below a plain file nothing can be made.
+        // Nothing can be created below a plain file.
         let (below, lock) = Folder::open(&state.join("lock/state")).unwrap();
         assert!(lock.is_none() && below.problem().is_some());
     }

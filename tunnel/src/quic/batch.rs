@@ -1,11 +1,11 @@
-//! A UDP socket whose batches fit the kernel. One call sends or receives many packets, but no more
-//! bytes than the 64 KiB of a datagram. Received batches are passed on packet by packet
-//! (`arrivals`).
+//! A UDP socket that sends and receives packets in batches that the kernel accepts. One call
+//! handles many packets, but at most the 64 KiB of one datagram. Received batches are passed on
+//! packet by packet (`arrivals`).
 //!
-//! The library sends ten packets at once, whatever their size. Ten packets of a jumbo path are more
-//! than a datagram can hold; the kernel refuses them, and to the library the path then seems to
-//! carry nothing. Ten packets of an ordinary path are a quarter of a datagram, and a batch costs
-//! the kernel more than its packets do, at both ends. So ten full packets are *held* for packets
+//! Quinn sends ten packets at once, whatever their size. On a path with jumbo frames, ten packets
+//! exceed a datagram: the kernel refuses them, and quinn concludes that the path carries nothing.
+//! On an ordinary path, ten packets fill a quarter of a datagram, and each batch costs the kernel
+//! more than its packets do, at both ends. So a batch of ten full packets is *held* for packets
 //! that probably follow, until a datagram is full, a smaller packet ends it, or the thread has
 //! nothing to add.
 
@@ -30,7 +30,7 @@ const BATCH_BYTES_MAX: usize = 65_535 - 40 - 8;
 /// Least size assumed for the packets of a batch: the least QUIC packet of a path.
 const PACKET_BYTES_MIN: usize = 1200;
 
-/// Packets that the library sends at once. A full ten means that more may follow.
+/// Packets that quinn sends at once. A full ten means that more may follow.
 const LIBRARY_PACKETS: usize = 10;
 
 /// A UDP socket that sends in larger batches.
@@ -46,13 +46,13 @@ struct Shared {
     arrivals: Mutex<Arrivals>,
 }
 
-/// Packets held for others of the same size to the same destination.
+/// Packets held until others of the same size to the same destination join them.
 #[derive(Debug, Default)]
 struct HeldBatch {
     contents: Vec<u8>,
     packet_bytes: usize,
     way: Option<Way>,
-    /// Whether some were added since the last sweep.
+    /// Whether packets were added since the last sweep.
     is_growing: bool,
     sweep: Option<Waker>,
 }
@@ -66,8 +66,8 @@ struct Way {
 }
 
 impl Batched {
-    /// A socket, and a future that must run on the sending thread. While it does not run, nothing
-    /// is held.
+    /// Creates a socket and its sweep, a future that must run on the sending thread. Nothing is
+    /// held before it runs.
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> (Self, impl Future<Output = ()> + use<>) {
         let mut poller = Arc::clone(&socket).create_io_poller();
         let shared = Arc::new(Shared {
@@ -92,7 +92,7 @@ impl Drop for Batched {
     }
 }
 
-/// Sends what is held once a turn of the thread's tasks has added nothing to it.
+/// Sends the held batch once a round of the thread's tasks has added nothing to it.
 fn sweep(
     shared: &Weak<Shared>,
     poller: &mut Pin<Box<dyn UdpPoller>>,
@@ -141,7 +141,7 @@ impl HeldBatch {
         self.contents.extend_from_slice(transmit.contents);
     }
 
-    /// Sends what is held; if the socket is full, everything stays held.
+    /// Sends the held batch; keeps it if the socket is full.
     fn send(&mut self, socket: &dyn AsyncUdpSocket) -> io::Result<()> {
         let Some(way) = self.way else { return Ok(()) };
         let sent = socket.try_send(&Transmit {
@@ -178,8 +178,8 @@ impl Shared {
     fn send_in_parts(&self, transmit: &Transmit<'_>, packet_bytes: usize) -> io::Result<()> {
         let part_bytes = packets_per_batch(packet_bytes) * packet_bytes;
         for contents in transmit.contents.chunks(part_bytes) {
-            // If the socket is full between two parts, the library sends all of them again; QUIC
-            // ignores packets that arrive twice.
+            // If the socket fills up between two parts, quinn sends all of them again; QUIC ignores
+            // packets that arrive twice.
             self.socket.try_send(&Transmit {
                 destination: transmit.destination,
                 ecn: transmit.ecn,
@@ -197,7 +197,7 @@ const fn packets_per_batch(packet_bytes: usize) -> usize {
     BATCH_BYTES_MAX / packet_bytes
 }
 
-/// Whether there is room for another full call of the library.
+/// Whether there is room for another full call by quinn.
 const fn has_room(held_bytes: usize, packet_bytes: usize) -> bool {
     held_bytes + LIBRARY_PACKETS * packet_bytes <= BATCH_BYTES_MAX
 }
@@ -246,7 +246,7 @@ impl AsyncUdpSocket for Batched {
         held.add(transmit);
         let sent = held.send(&**socket);
         if sent.is_err() {
-            // The library will send this packet again.
+            // Quinn will send this packet again.
             held.contents.truncate(before_bytes);
         }
         sent

@@ -1,13 +1,15 @@
-//! Ends connections that their peers have closed and that the library would keep for as long as an outage may last.
+//! Ends connections that their peers have closed and that quinn would otherwise keep until the idle
+//! timeout.
 //!
-//! The module works around a fault of quinn-proto 0.11.19, and can go once the fault is mended there. A packet that
-//! closes a connection sets the timer of its end, but for the first packet: `Connection::handle_first_packet` sets none,
-//! and only the idle timeout is left, of up to ten minutes. Anybody can send such a packet, and a peer that gives up an
-//! attempt to dial sends one if the packets before were lost. Until the timeout the connection takes memory, and the
-//! endpoint does not let go of its port.
+//! Works around a fault of quinn-proto 0.11.19, and can go once that is fixed. A packet that closes
+//! a connection starts the closing timer, except if it is the connection's first packet:
+//! `Connection::handle_first_packet` starts none, which leaves only the idle timeout of up to ten
+//! minutes. Anybody can send such a packet, and a peer that gives up dialling sends one if its
+//! earlier packets were lost. Until the timeout, the connection takes memory and the endpoint keeps
+//! its port.
 //!
-//! The library asks its runtime for the time. So the task that drives such a connection is run once with a clock that
-//! is ahead of every timeout, and the library ends the connection itself.
+//! Quinn takes the time from its runtime. So the task that drives such a connection is polled once
+//! with a clock ahead of every timeout, and quinn ends the connection itself.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -20,25 +22,25 @@ use tokio::time::sleep;
 
 use crate::quic::transport::IDLE_TIMEOUT_MAX;
 
-/// How long a closed connection is kept for packets that are still on their way: three probe timeouts of a path that
-/// nothing is known of, as for connections whose timer is set.
+/// How long a closed connection is kept for packets still on their way: three probe timeouts of a
+/// path without measurements, as for connections with a closing timer.
 const DRAINING: Duration = Duration::from_secs(3);
 
 /// How far the clock is put ahead.
 const AHEAD: Duration = IDLE_TIMEOUT_MAX.saturating_mul(2);
 
 thread_local! {
-    /// How far the clock of the task that is running now is ahead.
+    /// How far ahead the clock of the running task is.
     static CLOCK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-    /// The driver that was spawned last on this thread.
+    /// The driver spawned last on this thread.
     static SPAWNED: Cell<Option<Driver>> = const { Cell::new(None) };
 }
 
-/// The task that drives a connection.
+/// Handle to the task that drives a connection.
 #[derive(Debug)]
 pub(crate) struct Driver(Arc<Notify>);
 
-/// Wraps a task that the library spawns, and remembers it for [`Driver::spawned_by`].
+/// Wraps a task that quinn spawns, and remembers it for [`Driver::spawned_by`].
 pub(crate) fn driving(
     mut task: Pin<Box<dyn Future<Output = ()> + Send>>,
 ) -> impl Future<Output = ()> + Send {
@@ -58,29 +60,32 @@ pub(crate) fn driving(
     }
 }
 
-/// How far the clock of the task that is running now is ahead of the system's.
+/// How far the clock of the running task is ahead of the system's.
 pub(crate) fn ahead() -> Duration {
     CLOCK.get()
 }
 
 impl Driver {
-    /// Makes a call that has the library spawn a driver on this thread; gives the driver as well, if there is one.
+    /// Makes a call that makes quinn spawn a driver on this thread; also returns the driver, if
+    /// there is one.
     pub(crate) fn spawned_by<T>(call: impl FnOnce() -> T) -> (T, Option<Self>) {
         SPAWNED.set(None);
         (call(), SPAWNED.take())
     }
 
-    /// Ends the connection, which its peer has closed, once nothing of it can be on its way any more.
+    /// Ends the connection, which its peer has closed, after [`DRAINING`], when none of its packets
+    /// can be on their way any more.
     pub(crate) fn end_drained(self) {
         tokio::spawn(async move {
             sleep(DRAINING).await;
-            // A driver that has ended meanwhile does not hear it.
+            // Has no effect on a driver that has ended meanwhile.
             self.0.notify_one();
         });
     }
 }
 
-/// The clock is ahead until this is dropped, even where the task panics: the thread has other connections.
+/// Guard: the clock is ahead until this is dropped, even if the task panics, since other
+/// connections run on the thread.
 struct Ahead;
 
 impl Ahead {
@@ -103,7 +108,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_driver_runs_ahead_of_time_only_once_it_is_told_to_and_alone() {
-        // A connection that ends with its idle timeout alone.
+        // A connection that ends only by its idle timeout.
         let idle = || {
             Box::pin(poll_fn(|_| match ahead() {
                 ahead if ahead >= IDLE_TIMEOUT_MAX => Poll::Ready(()),

@@ -1,7 +1,9 @@
-//! The listening socket with a count of what is no packet of QUIC: the library drops that without a word.
+//! Wraps the listening socket to count datagrams that are not QUIC packets, which quinn drops
+//! silently.
 //!
-//! Only long headers are parsed, which handshakes alone have: a short one is any bytes at all. What parses and
-//! cannot be decrypted is not counted either; only the library knows the keys.
+//! Only long headers are parsed, which only handshakes use; behind a short header any bytes are
+//! possible. A datagram that parses but cannot be decrypted is not counted either, since only quinn
+//! knows the keys.
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -19,18 +21,18 @@ use crate::core::Core;
 use crate::quic::lingering;
 use crate::trust::dropped::DropReason;
 
-/// The version of QUIC that is spoken.
+/// The QUIC version in use.
 const VERSION: u32 = 1;
 
-/// Bits of a first byte: that of a long header, and those of its type, of which an Initial has none (RFC 9000,
-/// 17.2).
+/// Bits of the first byte: the one that marks a long header, and those of the packet type, which
+/// are zero for an Initial (RFC 9000, 17.2).
 const LONG: u8 = 0x80;
 const TYPE: u8 = 0x30;
 
-/// Bytes of a datagram below which it begins no handshake (RFC 9000, 14.1).
+/// Least size of a datagram that can begin a handshake, in bytes (RFC 9000, 14.1).
 const INITIAL_BYTES_MIN: usize = 1200;
 
-/// Whether a datagram is nothing that a handshake or a connection could take.
+/// Whether a datagram can belong neither to a handshake nor to a connection.
 pub(crate) fn is_malformed(datagram: &[u8]) -> bool {
     let Some(first) = datagram.first() else {
         return true;
@@ -40,16 +42,17 @@ pub(crate) fn is_malformed(datagram: &[u8]) -> bool {
     }
     let is_short = datagram.len() < INITIAL_BYTES_MIN;
     let parser = FixedLengthConnectionIdParser::new(0);
-    // The bit that all packets have may be missing (RFC 9287).
+    // `true`: the fixed bit may be zero (RFC 9287).
     match PartialDecode::new(BytesMut::from(datagram), &parser, &[VERSION], true) {
         Ok(_) => is_short && first & TYPE == 0,
-        // It is told which versions there are, if that is no more than it has sent.
+        // Answered with a version negotiation packet, unless the datagram is shorter than the
+        // minimum.
         Err(PacketDecodeError::UnsupportedVersion { .. }) => is_short,
         Err(_) => true,
     }
 }
 
-/// Runs QUIC as another driver does, with a count of what is malformed, and ends connections that linger.
+/// Wraps a driver: counts malformed datagrams, and lets [`lingering`] end closed connections.
 #[derive(Debug)]
 pub(crate) struct Counting {
     pub driver: Arc<dyn Driver>,
@@ -131,7 +134,7 @@ impl AsyncUdpSocket for Counted {
 mod tests {
     use super::*;
 
-    /// An Initial of so many bytes, without a token, that says it carries so many.
+    /// An Initial of `bytes` bytes without a token, whose length field says `length`.
     fn initial(bytes: usize, length: u16) -> Vec<u8> {
         let head = [0xc3, 0, 0, 0, 1, 8];
         let length = (length | 0x4000).to_be_bytes();

@@ -1,9 +1,11 @@
-//! The threads that carry bytes: one for each leg, which drives its QUIC and copies its streams.
+//! The two threads that carry bytes: one per leg, each driving its leg's QUIC and copying its
+//! streams.
 //!
-//! Between a program's socket and the wire a byte passes three tasks: the copy, the connection and the
-//! endpoint. On one thread they hand it over by a queue; on several, each hand-over wakes a thread, which
-//! cost an eighth of all processor time. The urgent leg has a thread of its own, so that nobody waits for
-//! bulk to be encrypted; but links that peers dial share a socket, and with it bulk's thread.
+//! Between a program's socket and the wire, a byte passes three tasks: the copy, the connection and
+//! the endpoint. On one thread they pass it on through a queue; across threads, each hand-over
+//! wakes another thread, which cost an eighth of all processor time. The urgent leg has its own
+//! thread, so that nothing urgent waits while bulk is encrypted. Links that peers dial are the
+//! exception: both legs share one socket, and with it the bulk thread.
 
 use std::io;
 use std::net::UdpSocket;
@@ -20,15 +22,15 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::quic::batch::Batched;
 
-/// Tasks that run before a busy thread looks at its sockets again: a bulk task takes up to 100 us, and
-/// the library's 61 of them would keep everybody else waiting for milliseconds.
+/// Tasks that a busy thread runs before it polls its sockets again. A bulk task takes up to 100 us,
+/// so tokio's default of 61 would delay everything else by milliseconds.
 const TASKS_PER_LOOK: u32 = 8;
 
-/// The leg whose thread drives the connections that peers dial: one socket takes both legs, and bulk is
-/// most of it.
+/// The leg whose thread drives connections dialled by peers: both legs arrive at one socket, and
+/// most of their traffic is bulk.
 const LISTENING: Leg = Leg::Bulk;
 
-/// The threads; they end when this is dropped, and with them what runs there.
+/// The two threads; dropping this ends them and everything that runs there.
 #[derive(Debug)]
 pub(crate) struct Legs {
     urgent: Worker,
@@ -42,7 +44,7 @@ struct Worker {
     _stop: oneshot::Sender<()>,
 }
 
-/// How QUIC runs on the threads: its sockets, its timers and its tasks belong there.
+/// Runs QUIC's sockets, timers and tasks on the threads.
 #[derive(Debug, Clone)]
 pub(crate) struct Drivers {
     urgent: Arc<dyn Driver>,
@@ -54,7 +56,7 @@ impl Legs {
     ///
     /// # Errors
     ///
-    /// `E_IO` if no thread can be had.
+    /// `E_IO` if a thread cannot be started.
     pub(crate) fn start() -> Result<Self, Fault> {
         let start = |name: &str| {
             Worker::start(name).map_err(|error| Fault::new(Code::Io, format!("threads: {error}")))
@@ -65,7 +67,7 @@ impl Legs {
         })
     }
 
-    /// Where the streams of a leg are copied.
+    /// The thread that copies a leg's streams.
     pub(crate) const fn handle(&self, leg: Leg) -> &Handle {
         match leg {
             Leg::Urgent => &self.urgent.handle,
@@ -73,8 +75,9 @@ impl Legs {
         }
     }
 
-    /// The thread that drives a connection of a leg, by whether we dialled it, and that carries what a peer
-    /// begins on it: what passes from one thread to another on the way waits to be woken.
+    /// The thread that drives a connection of a leg, by whether we dialled it. Streams that a peer
+    /// begins on it are carried there too, since every hand-over to another thread waits for a
+    /// wake-up.
     pub(crate) const fn driving(&self, leg: Leg, is_dialled: bool) -> &Handle {
         if is_dialled {
             self.handle(leg)
@@ -83,7 +86,7 @@ impl Legs {
         }
     }
 
-    /// Where QUIC runs.
+    /// Returns the drivers that run QUIC on these threads.
     pub(crate) fn drivers(&self) -> Drivers {
         let driver = |thread: &Worker| Arc::new(On(thread.handle.clone()));
         Drivers {
@@ -104,7 +107,7 @@ impl Worker {
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                // It never gets a word: it ends with its sender.
+                // Nothing is ever sent: this returns when the sender is dropped.
                 let _ = runtime.block_on(stopped);
                 runtime.shutdown_background();
             })?;
@@ -116,7 +119,7 @@ impl Worker {
 }
 
 impl Drivers {
-    /// Where a connection that we dial for a leg runs.
+    /// The driver of a connection that we dial for a leg.
     pub(crate) fn dialling(&self, leg: Leg) -> Arc<dyn Driver> {
         Arc::clone(match leg {
             Leg::Urgent => &self.urgent,
@@ -124,13 +127,13 @@ impl Drivers {
         })
     }
 
-    /// Where connections run that peers dial.
+    /// The driver of connections that peers dial.
     pub(crate) fn listening(&self) -> Arc<dyn Driver> {
         self.dialling(LISTENING)
     }
 }
 
-/// Runs QUIC on a thread, whoever asks for it.
+/// Runs QUIC on one thread, whichever thread calls.
 #[derive(Debug)]
 struct On(Handle);
 

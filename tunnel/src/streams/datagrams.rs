@@ -1,9 +1,11 @@
-//! Datagrams of channels: each source of them is a flow, a stream with QUIC datagrams beside it.
+//! Datagrams of channels: each source address is a flow, which is a stream accompanied by QUIC
+//! datagrams.
 //!
-//! A datagram that fits goes as a QUIC datagram behind the flow's number: late ones are lost, never
-//! repeated. They take their turns with all other bytes under the link's cap, and what cannot go within
-//! [`TURN_WAIT`] is lost and counted: a flood harms itself only. One that does not fit goes over the stream behind its length, and arrives. The stream
-//! resumes like any other, so a flow outlives its link, and what is sent meanwhile is lost as it would be
+//! A datagram that fits is sent as a QUIC datagram behind the flow's number; if it is lost, it is
+//! not repeated. Datagrams take turns with all other bytes under the link's cap. One that gets no
+//! turn within [`TURN_WAIT`] is dropped and counted, so a flood harms only itself. A datagram that
+//! does not fit is sent over the stream behind its length, and arrives reliably. The stream resumes
+//! like any other, so a flow outlives its link; datagrams sent while there is no link are lost, as
 //! on a wire.
 
 mod connected;
@@ -33,58 +35,62 @@ use crate::streams::table::{Call, Stream};
 
 pub(crate) use connected::Connected;
 
-/// Largest datagram: what UDP over IPv6 carries, and 20 bytes more than over IPv4.
+/// Largest datagram in bytes: the maximum of UDP over IPv6, 20 bytes more than over IPv4.
 const DATAGRAM_BYTES_MAX: usize = 65_527;
 
-/// Bytes of a flow's number before each datagram.
+/// Bytes of the flow's number before each datagram.
 const NUMBER_BYTES: usize = 8;
 
-/// Datagrams that wait in one flow and direction; more are lost, as in a full socket.
+/// Datagrams that may wait per flow and direction; more are dropped, as by a full socket.
 const WAITING_MAX: usize = 256;
 
-/// Bytes of the datagrams of a program that wait in one flow: more than twice what the system gives a socket, and all of
-/// [`WAITING_MAX`] datagrams of a packet.
+/// Bytes of a program's datagrams that may wait in one flow. This is more than twice a socket's
+/// default buffer, and room for [`WAITING_MAX`] datagrams of one packet each.
 const WAITING_BYTES_MAX: usize = 512 * 1024;
 
-/// The same in all flows of a listener: any local program may be as many sources as a channel has places, and could
-/// otherwise have gigabytes wait. As much as eight full flows.
+/// Bytes that may wait in all flows of a listener together: as much as eight full flows. A local
+/// program may use as many source addresses as a channel has places, and without this limit could
+/// make gigabytes wait.
 const LISTENER_BYTES_MAX: usize = 8 * WAITING_BYTES_MAX;
 
-/// What may wait in a flow beside that, so that a few full ones leave the others theirs: ten packets, or some words of
-/// a meeting. 4 MiB of 256 sources.
+/// Bytes that may wait in each flow in addition, so that a few full flows leave room for the
+/// others: ten packets, or a few spoken words of a call. 4 MiB for 256 sources.
 const OWN_BYTES_MAX: usize = 16 * 1024;
 
-/// A flow that has carried nothing for so long is over: what home routers give UDP.
+/// Idle time after which a flow ends: what home routers allow UDP.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
-/// The same for one that has carried a question or two, answered or not, while few streams are left: programs that look
-/// up names ask the next one from another port, devices that log say a line a minute, and each flow holds a stream. The
-/// source's next datagram begins another flow.
+/// Idle time for a flow that has carried only a question or two, answered or not, while few streams
+/// are left. Programs that look up names send each question from another port, and devices that log
+/// send a line a minute; each such flow holds a stream. The source's next datagram begins a new
+/// flow.
 const BRIEF_IDLE_MAX: Duration = Duration::from_secs(5);
 
-/// Questions after which a flow is taken to go on: a resolver asks for addresses of both kinds at once.
+/// Datagrams out up to which a flow counts as brief: a resolver asks for both kinds of addresses at
+/// once.
 const QUESTION_COUNT_MAX: u64 = 2;
 
-/// How long the flow that is silent longest must have been so before it makes room for another source.
+/// Silence after which the longest silent flow may be ended to make room for another source.
 const SILENCE_MIN: Duration = Duration::from_secs(1);
 
-/// How long a datagram waits for its turn under a cap: what is older is late.
+/// How long a datagram waits for its turn under a cap; it is dropped after that, since it would be
+/// late.
 const TURN_WAIT: Duration = Duration::from_millis(50);
 
-/// How long the end of a flow may take to be heard.
+/// How long to wait for a flow's stream to end properly.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// How long answers may come the way that a channel led before.
+/// How long answers are accepted over a channel's earlier way.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 
-/// Bytes of large datagrams that wait for the stream.
+/// Bytes of large datagrams buffered for the stream.
 const PIPE_BYTES: usize = 256 * 1024;
 
-/// The flows with one peer, by number.
+/// The flows with one peer, by flow number.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DatagramFlows(Arc<Mutex<BTreeMap<u64, mpsc::Sender<Bytes>>>>);
 
-/// A flow that is there until it is dropped: what comes for it waits here.
+/// A registered flow: receives its datagrams. Dropping it removes the flow.
 #[derive(Debug)]
 pub(crate) struct Registered {
     flows: DatagramFlows,
@@ -93,7 +99,8 @@ pub(crate) struct Registered {
 }
 
 impl DatagramFlows {
-    /// Has the datagrams of a stream's flow heard from now on: its first may come right behind the word that it is open.
+    /// Registers a stream's flow. Done before the flow is used, because the peer's first datagram
+    /// may arrive right behind the message that opened the stream.
     pub(crate) fn register(&self, stream: StreamId) -> Registered {
         let (mailbox, heard) = mpsc::channel(WAITING_MAX);
         let number = number_of(stream);
@@ -105,7 +112,7 @@ impl DatagramFlows {
         }
     }
 
-    /// Hands a datagram of the peer's to its flow; what belongs to none is dropped.
+    /// Delivers a peer's datagram to its flow; a datagram of an unknown flow is dropped.
     pub(crate) fn deliver(&self, mut datagram: Bytes) {
         let Some((number, _)) = datagram.split_first_chunk::<NUMBER_BYTES>() else {
             return;
@@ -113,13 +120,13 @@ impl DatagramFlows {
         let number = u64::from_le_bytes(*number);
         let _ = datagram.split_to(NUMBER_BYTES);
         if let Some(flow) = self.flows().get(&number) {
-            // A full queue loses it.
+            // Dropped if the queue is full.
             let _ = flow.try_send(datagram);
         }
     }
 
     fn flows(&self) -> MutexGuard<'_, BTreeMap<u64, mpsc::Sender<Bytes>>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -130,12 +137,12 @@ impl Drop for Registered {
     }
 }
 
-/// The part of a stream's number that goes before its datagrams: as good as random.
+/// The flow number: the upper half of the stream's random number.
 fn number_of(stream: StreamId) -> u64 {
     u64::try_from(stream.0 >> 64).unwrap_or(u64::MAX)
 }
 
-/// Room for the bytes of datagrams that wait.
+/// Limits the bytes of waiting datagrams.
 #[derive(Debug, Clone)]
 struct Room(Arc<Semaphore>);
 
@@ -144,19 +151,19 @@ impl Room {
         Self(Arc::new(Semaphore::new(bytes_max)))
     }
 
-    /// Whether so much is there.
+    /// Whether so many bytes are free.
     fn has(&self, bytes: usize) -> bool {
         self.0.available_permits() >= bytes
     }
 
-    /// Takes so much, if it is there, until the answer is dropped.
+    /// Takes so many bytes, if they are free, until the permit is dropped.
     fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes).ok()?;
         Arc::clone(&self.0).try_acquire_many_owned(bytes).ok()
     }
 }
 
-/// A program's datagram, and the room it takes while it waits.
+/// A program's datagram, with the permits for the room it takes while it waits.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     bytes: Bytes,
@@ -164,7 +171,7 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// One that takes no room yet.
+    /// Creates a datagram that takes no room yet.
     const fn new(bytes: Bytes) -> Self {
         Self {
             bytes,
@@ -172,7 +179,8 @@ impl Waiting {
         }
     }
 
-    /// Nothing if its flow's room is full, or both its flow's own part and what is for all: then it is lost.
+    /// Takes room for a datagram in its flow, and in the flow's own part or else the part shared by
+    /// all. `None` if there is no room; the datagram is then dropped.
     fn within(bytes: Bytes, flow: &Room, [own, all]: [&Room; 2]) -> Option<Self> {
         let count = bytes.len();
         let part = own.take(count).or_else(|| all.take(count));
@@ -180,7 +188,7 @@ impl Waiting {
         Some(Self { bytes, rooms })
     }
 
-    /// The same in one room, unless it has come with its own.
+    /// Takes room here, unless the datagram already holds some.
     fn or_within(mut self, room: &Room) -> Option<Self> {
         if self.rooms[0].is_none() {
             self.rooms[0] = Some(room.take(self.bytes.len())?);
@@ -189,17 +197,17 @@ impl Waiting {
     }
 }
 
-/// Where a flow's datagrams come from and go to on this host.
+/// The local end of a flow: where its datagrams come from and go to on this host.
 pub(crate) trait Side {
-    /// The next one; none if no more will come.
+    /// Returns the program's next datagram; `None` if no more will come.
     ///
     /// # Errors
     ///
-    /// Why the flow is of no use.
+    /// Why the flow cannot be used.
     fn next(&mut self) -> impl Future<Output = Result<Option<Waiting>, Fault>> + Send;
-    /// Hands one on; lost if that would mean to wait.
+    /// Passes a datagram to the program, without waiting; it is dropped if the socket is full.
     fn hand(&mut self, datagram: &[u8]);
-    /// Whether others may soon want the flow's stream.
+    /// Whether streams are few, so that others may soon need the flow's stream.
     fn has_few(&self) -> bool;
 }
 
@@ -207,7 +215,7 @@ pub(crate) trait Side {
 ///
 /// # Errors
 ///
-/// Why its stream was cut off.
+/// Why the flow's stream was cut off.
 pub(crate) async fn carry(
     core: &Core,
     begun: Begun,
@@ -228,10 +236,11 @@ pub(crate) async fn carry(
         ran = flow.run(registered, pipe_read, pipe_write, side) => ran,
     };
     if let Err(fault) = ran {
-        // The peer hears of it as of any stream that is cut off. Fails only beside other calls, which end it as well.
+        // The peer is told, as with any stream that is cut off. The call fails only if others are
+        // queued, and they end the stream as well.
         let _ = stream.call(Call::Cut(fault));
     }
-    // Otherwise the pipe is closed now, and with it the stream ends as it should.
+    // The pipe is closed now, which ends the stream properly.
     timeout(CLOSE_WAIT, living).await.unwrap_or(Ok(()))
 }
 
@@ -260,7 +269,7 @@ impl DatagramFlow<'_> {
         }
     }
 
-    /// Carries datagrams both ways until none has come for long enough, or no more will.
+    /// Carries datagrams both ways until the flow is idle for too long, or no more will come.
     async fn pump(
         &self,
         (mut registered, mut whole): (Registered, mpsc::Receiver<Bytes>),
@@ -283,7 +292,7 @@ impl DatagramFlow<'_> {
                         Some(waiting)
                     }
                     Ok(Err(fault)) => return Err(fault),
-                    // Streams may have become few, or not yet.
+                    // The flow is checked again later: streams may have become few by then.
                     Err(_) if carried.elapsed() < passed.idle_max(side.has_few()) => continue,
                     _ => return Ok(()),
                 },
@@ -294,13 +303,13 @@ impl DatagramFlow<'_> {
                 }
                 Some(datagram) = whole.recv() => {
                     passed.back += 1;
-                    // It came over the stream, which has counted it.
+                    // The stream has counted its bytes already.
                     side.hand(&datagram);
                     None
                 }
             };
             carried = Instant::now();
-            // Without a link it is lost.
+            // Without a link the datagram is dropped.
             let Some((waiting, link)) = next.zip(self.peer.link().ok()) else {
                 continue;
             };
@@ -322,14 +331,14 @@ impl DatagramFlow<'_> {
         side.hand(datagram);
     }
 
-    /// Whether a datagram can go as one.
+    /// Whether a datagram fits a QUIC datagram.
     fn fits(&self, link: &Link, datagram: &Bytes) -> bool {
         let connection = link.connection(self.stream.class.leg());
         let most = connection.max_datagram_size().unwrap_or(0);
         datagram.len() + NUMBER_BYTES <= most
     }
 
-    /// Sends a datagram when it is its turn, unless that comes too late.
+    /// Sends a datagram when its turn comes, or drops it if that takes too long.
     async fn send(&self, link: Arc<Link>, datagram: Bytes) {
         let class = self.stream.class;
         let mut whole = BytesMut::with_capacity(NUMBER_BYTES + datagram.len());
@@ -346,7 +355,7 @@ impl DatagramFlow<'_> {
         };
         let is_in_time = timeout(TURN_WAIT, turn).await.is_ok();
         let connection = link.connection(class.leg());
-        // Where there is no room QUIC would drop older ones of any flow, and tell nobody.
+        // Without room, quinn would silently drop older datagrams of any flow.
         let is_room = connection.datagram_send_buffer_space() >= whole.len();
         if is_in_time && is_room && connection.send_datagram(whole.freeze()).is_ok() {
             let bytes = datagram.len() as u64;
@@ -365,7 +374,7 @@ impl DatagramFlow<'_> {
     }
 }
 
-/// How many datagrams have passed through a flow, seen from either side of it.
+/// Counts the datagrams of a flow: `out` from the local side, `back` to it.
 #[derive(Debug, Default)]
 struct Passed {
     out: u64,
@@ -373,8 +382,8 @@ struct Passed {
 }
 
 impl Passed {
-    /// How long the flow may carry nothing, by whether streams are few. Where more comes back than was asked the source
-    /// has asked for more than an answer.
+    /// How long the flow may be idle, by whether streams are few. If more datagrams came back than
+    /// went out, the exchange is more than a question and its answer.
     fn idle_max(&self, has_few: bool) -> Duration {
         let is_brief = self.out <= QUESTION_COUNT_MAX && self.back <= self.out;
         if is_brief && has_few {
@@ -385,7 +394,7 @@ impl Passed {
     }
 }
 
-/// Waits until a datagram that waits for its turn is done with, if there is one.
+/// Waits until the pending datagram has been sent or dropped; for ever if there is none.
 async fn taken(turn: Pin<&mut Option<impl Future<Output = ()>>>) {
     match turn.as_pin_mut() {
         Some(turn) => turn.await,
@@ -398,7 +407,7 @@ async fn write_framed(
     mut waiting: mpsc::Receiver<Waiting>,
 ) -> std::io::Result<()> {
     while let Some(Waiting { bytes, rooms }) = waiting.recv().await {
-        // What is longer than two bytes tell was never a datagram.
+        // A length above two bytes cannot occur: no datagram is that long.
         let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
         pipe.write_all(&length.to_le_bytes()).await?;
         pipe.write_all(&bytes[..length.into()]).await?;
@@ -407,7 +416,8 @@ async fn write_framed(
     Ok(())
 }
 
-/// Reads datagrams until the other side's flow has ended, which may be within one.
+/// Reads datagrams until the peer's side of the flow ends, which may be in the middle of a
+/// datagram.
 async fn read_framed(mut pipe: ReadHalf<DuplexStream>, whole: mpsc::Sender<Bytes>) {
     loop {
         let mut length = [0; 2];
@@ -418,15 +428,16 @@ async fn read_framed(mut pipe: ReadHalf<DuplexStream>, whole: mpsc::Sender<Bytes
         if pipe.read_exact(&mut datagram).await.is_err() {
             return;
         }
-        // A full queue loses it.
+        // Dropped if the queue is full.
         let _ = whole.try_send(datagram.into());
     }
 }
 
-/// A channel's side: one source among those of a listening socket.
+/// The channel's end of a flow: one source address of a listening socket.
 struct Source {
     serving: Serving,
-    /// Gone with the listener: the address may be another channel's by then.
+    /// Weak, so that the socket goes with its listener: the address may belong to another channel
+    /// by then.
     socket: Weak<UdpSocket>,
     address: SocketAddr,
     heard: mpsc::Receiver<Waiting>,
@@ -446,7 +457,7 @@ impl Side for Source {
             self.serving.note_served();
         }
         if let Some(socket) = self.socket.upgrade() {
-            // A full socket loses it.
+            // Dropped if the socket is full.
             let _ = socket.try_send_to(datagram, self.address);
         }
     }
@@ -456,11 +467,11 @@ impl Side for Source {
     }
 }
 
-/// When a source was last heard or answered.
+/// When a source last sent or received a datagram.
 #[derive(Debug, Clone)]
 struct LastHeard {
     began: Instant,
-    /// Milliseconds after that.
+    /// Milliseconds since `began`.
     at: Arc<AtomicU64>,
 }
 
@@ -481,37 +492,38 @@ impl LastHeard {
     }
 }
 
-/// Where the datagrams of one source wait for its flow.
+/// Queue of one source's datagrams for its flow.
 #[derive(Debug)]
 struct Mailbox {
     inbox: mpsc::Sender<Waiting>,
     room: Room,
-    /// The part of it that it need not ask the listener for.
+    /// The source's own part, on top of the room shared by the listener's sources.
     own: Room,
     seen: LastHeard,
 }
 
 impl Mailbox {
-    /// Takes a datagram in; says whether there was room for it, here and at the listener.
+    /// Queues a datagram; returns whether there was room, in the flow and at the listener.
     fn put(&self, datagram: Bytes, listener: &Room) -> bool {
         let waiting = Waiting::within(datagram, &self.room, [&self.own, listener]);
         waiting.is_some_and(|waiting| self.inbox.try_send(waiting).is_ok())
     }
 }
 
-/// Flows of the way that a channel led before: nothing is sent over them any more, and answers still come.
+/// Flows over a channel's earlier way: nothing more is sent over them, but answers are still
+/// accepted.
 #[derive(Debug)]
 struct Leaving {
     flows: HashMap<SocketAddr, Mailbox>,
     until: Instant,
 }
 
-/// The sources of a listening socket, as many as the channel has places.
+/// The sources of a listening socket, at most as many as the channel has places.
 #[derive(Debug)]
 struct Sources {
     mailboxes: HashMap<SocketAddr, Mailbox>,
     leaving: Option<Leaving>,
-    /// For all of them, beside what each has of its own.
+    /// Room shared by all sources, on top of each source's own part.
     room: Room,
 }
 
@@ -524,7 +536,8 @@ impl Sources {
         }
     }
 
-    /// Hands a source's datagram to its flow, if that is still there; says whether there was room for it.
+    /// Queues a datagram for its source's flow. Returns whether there was room, or `None` if there
+    /// is no such flow any more.
     fn hand(&self, address: SocketAddr, datagram: &Bytes) -> Option<bool> {
         let mailbox = self.mailboxes.get(&address)?;
         mailbox.seen.note();
@@ -537,7 +550,7 @@ impl Sources {
         first.len() <= OWN_BYTES_MAX || self.room.has(first.len())
     }
 
-    /// Takes a source in whose first datagram this is, if there is room for that.
+    /// Adds a source with its first datagram, if there is room for that.
     fn add(
         &mut self,
         address: SocketAddr,
@@ -557,7 +570,7 @@ impl Sources {
         })
     }
 
-    /// From here on every source takes the new way. Those of the way before that are still leaving end.
+    /// Makes every source take the new way from here on. Flows that were already leaving end.
     fn take_leave(&mut self) {
         self.leaving = Some(Leaving {
             flows: std::mem::take(&mut self.mailboxes),
@@ -565,17 +578,19 @@ impl Sources {
         });
     }
 
-    /// The same where no source is heard any more; says whether some may still be answered.
+    /// Makes all flows leave, for a listener that reads no more; returns whether some may still be
+    /// answered.
     fn take_leave_for_good(&mut self) -> bool {
         self.sweep();
-        // Those that took leave a moment ago have not been answered either.
+        // Flows that began to leave a moment ago may still be answered too, so they are kept if
+        // there is nothing newer.
         if !self.mailboxes.is_empty() {
             self.take_leave();
         }
         self.leaving.is_some()
     }
 
-    /// Waits until what is leaving is to be gone, and has it end.
+    /// Waits until the time of the leaving flows is up, and ends them.
     async fn have_left(&mut self) {
         match &self.leaving {
             Some(leaving) => tokio::time::sleep_until(leaving.until).await,
@@ -584,14 +599,14 @@ impl Sources {
         self.leaving = None;
     }
 
-    /// Forgets those whose flows have ended.
+    /// Forgets sources whose flows have ended.
     fn sweep(&mut self) {
         self.mailboxes
             .retain(|_, mailbox| !mailbox.inbox.is_closed());
     }
 
-    /// Lets go of what is leaving, or of the one that is silent longest, if that is long enough; its flow ends. Says
-    /// whether it did.
+    /// Ends the leaving flows, or else the flow that is silent longest if its silence is at least
+    /// [`SILENCE_MIN`]. Returns whether a flow was ended.
     fn make_room(&mut self) -> bool {
         self.sweep();
         let leaving = self.leaving.take();
@@ -609,9 +624,10 @@ impl Sources {
     }
 }
 
-/// Listens for a channel: each source of datagrams is a flow. When the channel leads elsewhere, sources
-/// take the new way with their next datagram, and what was asked before is answered still: from here, if it only
-/// listens elsewhere, until the second of the wishes to stop.
+/// Listens for a channel's datagrams: each source is a flow. If the channel is changed to lead
+/// elsewhere, sources take the new way with their next datagram, and earlier questions can still be
+/// answered. If the channel only listens elsewhere, answers still go out from this socket until
+/// `leave`, the second of the two shutdown signals.
 pub(crate) async fn listen(
     serving: Serving,
     socket: UdpSocket,
@@ -651,13 +667,13 @@ pub(crate) async fn listen(
     }
 }
 
-/// A channel's socket, and its sources.
+/// A channel's socket and its sources.
 struct Listening {
     serving: Serving,
     socket: Arc<UdpSocket>,
     sources: Sources,
     swept: Instant,
-    /// When one was let go of whose place nobody has yet.
+    /// When a flow was ended to make room, until its place is taken.
     made_room: Option<Instant>,
 }
 
@@ -672,7 +688,7 @@ impl Listening {
         }
     }
 
-    /// Hands a datagram to its source's flow, or begins one with it.
+    /// Queues a datagram for its source's flow, or begins a flow with it.
     fn hear(&mut self, address: SocketAddr, datagram: Bytes) {
         if self.swept.elapsed() > IDLE_MAX {
             self.sources.sweep();
@@ -681,7 +697,7 @@ impl Listening {
         match self.sources.hand(address, &datagram) {
             Some(true) => {}
             Some(false) => self.serving.count_dropped(),
-            // Nobody makes room for one whose datagram is lost even so.
+            // No flow is ended for a datagram that would be dropped anyway.
             None if !self.sources.has_room(&datagram) => self.serving.count_dropped(),
             None => match self.admit() {
                 Some(place) => self.begin_flow(place, address, datagram),
@@ -693,10 +709,11 @@ impl Listening {
         }
     }
 
-    /// A place for another source, if there is one; else the one that is silent longest may make room for the next.
+    /// Takes a place for another source, if one is free. If not, the longest silent source may be
+    /// removed to make room for the next datagram.
     fn admit(&mut self) -> Option<Place> {
         let place = self.serving.place();
-        // A flow takes a moment to end: until then others would be let go of for the same place.
+        // A flow takes a moment to end; until then no further flow is ended for the same place.
         let is_awaited = |at: &Instant| place.is_none() && at.elapsed() < CLOSE_WAIT;
         self.made_room = self.made_room.filter(is_awaited);
         let is_full = place.is_none() || self.serving.is_short();
@@ -708,7 +725,7 @@ impl Listening {
         place
     }
 
-    /// Begins the flow of a source with its first datagram, if there is room for that.
+    /// Begins a source's flow with its first datagram, if there is room for that.
     fn begin_flow(&mut self, place: Place, address: SocketAddr, first: Bytes) {
         let Some((heard, seen)) = self.sources.add(address, first) else {
             self.serving.count_dropped();
@@ -726,17 +743,17 @@ impl Listening {
     }
 }
 
-/// Carries the flow of a source to its end, or until the channel is closed.
+/// Carries a source's flow to its end, or until the channel is closed.
 async fn carry_source(mut source: Source, _place: Place) {
     let serving = source.serving.clone();
     let mut stop = serving.stop.clone();
     let carrying = async {
         let begun = serving.begin().await?;
-        // Nobody answers before something is sent.
+        // Registering now is early enough: nobody answers before something is sent.
         let registered = begun.peer.datagrams.register(begun.entry.stream.id);
         let ended = carry(&serving.core, begun, registered, &mut source).await;
         match &ended {
-            // No datagram was refused, answered or not.
+            // No datagram was refused, whether or not any was answered.
             Ok(()) => serving.note_served(),
             Err(fault) => serving.note_refusal(fault),
         }

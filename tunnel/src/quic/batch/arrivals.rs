@@ -1,12 +1,13 @@
-//! Batches of packets that have come, handed on one by one.
+//! Hands received batches on packet by packet.
 //!
-//! The kernel gathers packets to batches of up to 64 KiB, and the library keeps a batch in one piece of memory for as
-//! long as a byte of it waits: a packet whose program does not read would keep all that came with it, forty times
-//! what any limit counts. So each is handed on as if it had come alone. That copies it once more, while it is in the
-//! processor's cache.
+//! The kernel merges packets into batches of up to 64 KiB, and quinn keeps a batch in one piece of
+//! memory as long as any of its bytes waits. A packet whose program does not read would so keep the
+//! whole batch in memory, forty times what any limit counts. So each packet is handed on as if it
+//! had arrived alone. That takes one more copy, made while the batch is in the processor's cache.
 //!
-//! The buffer that a call of the kernel fills has two mebibytes, and a tunnel that dials a silent peer has dozens of
-//! sockets. So the sockets of a thread share one: a socket has it only while batches of its own stand in it.
+//! The buffer of one receive call has 2 MiB, and a tunnel that dials a silent peer has dozens of
+//! sockets. So the sockets of a thread share a buffer: each holds it only while batches of its own
+//! wait in it.
 
 use std::cell::Cell;
 use std::fmt;
@@ -16,27 +17,27 @@ use std::task::{Context, Poll, ready};
 use quinn::AsyncUdpSocket;
 use quinn::udp::{BATCH_SIZE, RecvMeta};
 
-/// Bytes of a batch that the kernel hands on at most.
+/// Most bytes of a batch from the kernel.
 const BYTES_MAX: usize = 64 * 1024;
 
-/// Room for the batches of one call of the kernel.
+/// Room for the batches of one receive call.
 type Buffers = Box<[u8]>;
 
 thread_local! {
-    /// The buffers that no socket of the thread uses now. One set is kept, and the rest is given back to the system.
+    /// The buffer that no socket of the thread uses now. One is kept; others are freed.
     static SPARE: Cell<Option<Buffers>> = const { Cell::new(None) };
 }
 
-/// Batches of one call of the kernel, and how far they have been handed on.
+/// Batches of one receive call, and how far they have been handed on.
 #[derive(Default)]
 pub(super) struct Arrivals {
-    /// None while nothing has come that is still to be handed on.
+    /// `None` while no packet waits.
     buffers: Option<Buffers>,
     batches: [RecvMeta; BATCH_SIZE],
     count: usize,
     /// The batch whose packets are next.
     next: usize,
-    /// Bytes of it that have been handed on.
+    /// Bytes of that batch already handed on.
     done_bytes: usize,
 }
 
@@ -49,7 +50,7 @@ impl fmt::Debug for Arrivals {
 }
 
 impl Arrivals {
-    /// Hands on as many packets as there are places for, each with its own word on where it came from.
+    /// Hands on as many packets as there are `places`, each with its own metadata in `words`.
     pub(super) fn poll(
         &mut self,
         socket: &dyn AsyncUdpSocket,
@@ -68,7 +69,8 @@ impl Arrivals {
             let batch = self.batches[self.next];
             let from = self.next * BYTES_MAX + self.done_bytes;
             let bytes = batch.stride.min(batch.len - self.done_bytes);
-            // What is larger than a peer was told to send is cut short, and no packet any more.
+            // A packet larger than the peer was told to send is truncated, and no longer a valid
+            // packet.
             let kept = bytes.min(place.len());
             place[..kept].copy_from_slice(&buffers[from..from + kept]);
             *word = batch;
@@ -88,7 +90,7 @@ impl Arrivals {
         Poll::Ready(Ok(filled))
     }
 
-    /// Takes in the batches of one call of the kernel; gives the buffers where they stand.
+    /// Receives the batches of one call; returns the buffer that holds them.
     fn receive(
         &mut self,
         socket: &dyn AsyncUdpSocket,
@@ -122,7 +124,7 @@ mod tests {
     use quinn::UdpPoller;
     use quinn::udp::Transmit;
 
-    /// A socket to which these batches have come: where from, what, and in packets of how many bytes.
+    /// A socket that has received these batches: source port, bytes, and bytes per packet.
     #[derive(Debug, Default)]
     struct Came(Mutex<Vec<(u16, Vec<u8>, usize)>>);
 
@@ -160,7 +162,7 @@ mod tests {
         }
     }
 
-    /// What is handed on at once where there are so many places: each packet's port and bytes.
+    /// Packets handed on at once with so many places: each packet's port and bytes.
     fn handed(arrivals: &mut Arrivals, socket: &Came, places: usize) -> Vec<(u16, Vec<u8>)> {
         let mut memory = vec![[0; 5]; places];
         let mut slices: Vec<_> = memory.iter_mut().map(|one| IoSliceMut::new(one)).collect();

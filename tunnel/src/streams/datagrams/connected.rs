@@ -1,4 +1,4 @@
-//! The side of a flow where the service is: a socket that knows one address.
+//! The service's end of a flow: a UDP socket connected to one address.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -10,22 +10,22 @@ use towpath_protocol::fault::{Code, Fault};
 
 use super::{DATAGRAM_BYTES_MAX, Side, Waiting};
 
-/// A socket to a service on this host.
+/// A UDP socket connected to a service on this host.
 #[derive(Debug)]
 pub(crate) struct Connected {
     socket: UdpSocket,
     buffer: Box<[u8]>,
     address: SocketAddr,
-    /// Whether the service's host has said that nobody takes its datagrams.
+    /// Whether the service's host has refused datagrams (ICMP port unreachable).
     is_refused: bool,
 }
 
 impl Connected {
-    /// A socket to a service on this host.
+    /// Connects a socket to a service on this host.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// The system's error.
     pub(crate) async fn to(address: SocketAddr) -> std::io::Result<Self> {
         let own = if address.is_ipv4() {
             "0.0.0.0:0"
@@ -34,7 +34,8 @@ impl Connected {
         };
         let socket = UdpSocket::bind(own).await?;
         socket.connect(address).await?;
-        // Until the runtime has seen that it can be written to, it seems to be full, and loses the first datagram.
+        // Until the runtime has seen that the socket is writable, `try_send` fails as if it were
+        // full, and the first datagram would be lost.
         socket.writable().await?;
         Ok(Self {
             socket,
@@ -44,7 +45,7 @@ impl Connected {
         })
     }
 
-    /// Where the service is, if its host has said that nobody takes its datagrams.
+    /// Returns the service's address if its host has refused datagrams.
     pub(crate) fn refused_at(&self) -> Option<Endpoint> {
         self.is_refused.then_some(Endpoint::Udp(self.address))
     }
@@ -58,7 +59,7 @@ impl Side for Connected {
                     let datagram = Bytes::copy_from_slice(&self.buffer[..count]);
                     return Ok(Some(Waiting::new(datagram)));
                 }
-                // Other errors of a connected socket are of a path that may be mended.
+                // Other errors of a connected socket come from a path that may recover.
                 Err(error) => self.is_refused = error.kind() == ErrorKind::ConnectionRefused,
             }
         }
@@ -67,14 +68,15 @@ impl Side for Connected {
     }
 
     fn hand(&mut self, datagram: &[u8]) {
-        // A full socket loses it. The system tells of a refusal once, to whichever call comes next.
+        // Dropped if the socket is full. The system reports a refusal once, to whichever call comes
+        // next.
         if let Err(error) = self.socket.try_send(datagram) {
             self.is_refused |= error.kind() == ErrorKind::ConnectionRefused;
         }
     }
 
     fn has_few(&self) -> bool {
-        // A stream that the peer began is the peer's to give back.
+        // The peer began the stream, so it is the peer that gives it back.
         false
     }
 }

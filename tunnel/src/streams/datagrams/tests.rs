@@ -1,4 +1,4 @@
-//! Flows and their rooms.
+//! Tests of flows and of the room for waiting datagrams.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn the_source_that_is_silent_longest_makes_room() {
         let mailbox = sources.mailboxes.get_mut(&address(port)).unwrap();
         mailbox.seen.began -= Duration::from_secs(seconds);
     }
-    // The third asks again.
+    // The third source sends again.
     assert_eq!(sources.hand(address(3), &Bytes::new()), Some(true));
     // The second's flow has ended by itself.
     flows.remove(1);
@@ -29,7 +29,7 @@ fn the_source_that_is_silent_longest_makes_room() {
     assert_eq!(sources.mailboxes.len(), 1);
 }
 
-/// Takes whatever waits for these flows, and counts its bytes.
+/// Drains these flows' queues and counts the bytes.
 fn taken(flows: &mut [mpsc::Receiver<Waiting>]) -> usize {
     let mut bytes = 0;
     for flow in flows {
@@ -69,7 +69,7 @@ fn l08_what_waits_in_a_flow_and_in_all_of_a_listener_is_bounded_by_its_bytes() {
     let most = LISTENER_BYTES_MAX + 256 * OWN_BYTES_MAX;
     assert!(first + rest <= most, "{first} + {rest}");
     assert_eq!(first + rest, all - lost * large.len(), "the rest is lost");
-    // What was taken makes room, for as many small ones as there were before.
+    // Draining makes room for as many small datagrams as before.
     let small = Bytes::from(vec![0; 1400]);
     for _ in 0..WAITING_MAX {
         assert_eq!(sources.hand(address(1), &small), Some(true));
@@ -90,7 +90,7 @@ fn l08_a_few_full_flows_leave_the_others_room_for_what_is_small() {
     let rest = sources.room.0.available_permits();
     let _rest = sources.room.take(rest).expect("nobody else takes of it");
     assert!(sources.add(address(21), large.clone()).is_none());
-    // One that was there, and one that comes now.
+    // One existing source and one new one.
     assert!(sources.has_room(&small));
     flows.extend(sources.add(address(22), small.clone()));
     for port in [1, 22] {
@@ -152,7 +152,7 @@ async fn a_flow_may_end_within_a_datagram() {
 
 #[tokio::test]
 async fn the_largest_datagram_of_ipv6_is_heard_whole() {
-    // A host without IPv6 has none.
+    // Skipped on a host without IPv6.
     let Ok(service) = UdpSocket::bind("[::1]:0").await else {
         return;
     };
