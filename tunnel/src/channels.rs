@@ -1,12 +1,12 @@
-//! Channels: listeners of local programs, each joined to a service at a peer.
+//! Channels: listeners for local programs, each joined to a service at a peer.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `book` | which channels there are to be, and what of that outlives a restart; pure |
-//! | `configured` | what the configuration says of them, and those that cannot listen yet |
-//! | `listener` | where programs reach them |
+//! | `book` | the channels that are wanted, and the part that outlives a restart; pure |
+//! | `configured` | configured channels, and those that cannot listen yet |
+//! | `listener` | the sockets where programs reach them |
 //! | `serving` | their connections |
-//! | `trial` | whether programs would reach their services |
+//! | `trial` | trials: whether programs would reach their services |
 
 mod book;
 mod configured;
@@ -54,22 +54,23 @@ const TICK: Duration = Duration::from_secs(1);
 /// All channels of a tunnel.
 #[derive(Debug, Default)]
 pub(crate) struct Channels {
-    /// Held while a channel is opened or closed, so that these happen one after the other.
+    /// Locked while a channel is opened or closed, so that these steps happen one after another.
     book: tokio::sync::Mutex<Book>,
     running: Mutex<BTreeMap<Name, Arc<Channel>>>,
-    /// Those that listen elsewhere now, and whose answers under way may still go out from where they did.
+    /// Earlier listeners of channels that listen elsewhere now; answers under way may still go out
+    /// from them.
     leaving: Mutex<Vec<Arc<Channel>>>,
-    /// Held while the configuration's channels are opened again.
+    /// Locked while channels that could not be opened are tried again. Taken before `book`.
     late: tokio::sync::Mutex<Late>,
-    /// What the configuration names, as it was read last.
+    /// The channels of the configuration, as last read.
     configured: Mutex<BTreeMap<Name, ChannelSpec>>,
-    /// What was pushed, as the book has it; and whether that is to be, or is not to be any more.
+    /// Pushed channels, as in the book: `true` for a channel, `false` for a removed one.
     pushed: Mutex<BTreeMap<Name, bool>>,
-    /// Where what was pushed is kept over a restart; nowhere without a state folder.
+    /// Where pushed channels are kept over a restart; `None` without a state folder.
     folder: Option<Arc<Folder>>,
 }
 
-/// Reads the text that channels are remembered by, and writes it again.
+/// Decodes the register of channels and encodes it again.
 ///
 /// # Errors
 ///
@@ -78,18 +79,19 @@ pub(crate) fn reread_register(text: &[u8]) -> Result<Vec<u8>, Fault> {
     Book::decode(text)?.encode()
 }
 
-/// A channel that is ready, and takes the place of the old one once it is kept.
+/// A channel whose listener is bound; it replaces the old one in `keep`. Dropped without that, its
+/// listener stops.
 struct Started<'a> {
     channels: &'a Channels,
     spec: Arc<ChannelSpec>,
     old: Option<Arc<Channel>>,
-    /// None if the old one's listener stays.
+    /// `None` if the old listener stays.
     new: Option<Channel>,
 }
 
 impl Started<'_> {
-    /// Has the port that the system gave, if it was to choose one, for the channel's own: who was told of it finds the
-    /// channel there after a restart too.
+    /// Makes a port chosen by the system part of the spec, so that programs that were told the port
+    /// find the channel there after a restart too.
     fn keep_port(&mut self) {
         let there = self.new.as_ref().or(self.old.as_deref());
         let Some(there) = there.filter(|_| self.spec.listen.is_any_port()) else {
@@ -103,7 +105,7 @@ impl Started<'_> {
         }
     }
 
-    /// From here on new connections take the new way.
+    /// Replaces the old channel: new connections take the new way from here on.
     fn keep(mut self) {
         let old = self.old.take();
         if let Some(figures) = self.new.as_ref().or(old.as_deref()).map(|one| &one.figures) {
@@ -112,7 +114,7 @@ impl Started<'_> {
         if let Some(old) = &old
             && old.spec().listen.is_datagrams() == self.spec.listen.is_datagrams()
         {
-            // Those that still wait at a listener that goes take the new way too.
+            // Connections still waiting at a closing listener take the new way too.
             old.spec.send_replace(Arc::clone(&self.spec));
         }
         if let Some(new) = self.new.take() {
@@ -134,7 +136,7 @@ impl Drop for Started<'_> {
     }
 }
 
-/// The end of a channel with all its connections, whichever of its listeners they came through.
+/// Ends a channel with all its connections, whichever of its listeners they came through.
 #[derive(Debug, Clone)]
 struct End {
     trigger: Trigger,
@@ -152,31 +154,32 @@ impl End {
 #[derive(Debug)]
 pub(crate) struct Channel {
     spec: watch::Sender<Arc<ChannelSpec>>,
-    /// Where it really listens: a port may have been left to the system.
+    /// The address in use; the spec may leave the port to the system.
     pub listen: Endpoint,
     pub figures: Arc<Figures>,
     places: Arc<Semaphore>,
     /// Stops the listener.
     accepting: Trigger,
-    /// Has it wait for no answers either.
+    /// Stops the listener's wait for answers under way.
     answering: Trigger,
-    /// Hears that the listener has let go of its address.
+    /// Requested once the listener has released its address.
     gone: Shutdown,
     /// Stops all connections too.
     end: End,
-    /// Why it has never listened, if it only stands in for one that will.
+    /// Why it does not listen, if this is a stand-in for a channel that cannot listen yet.
     absent: Option<Fault>,
 }
 
 impl Channel {
-    /// What it is to be.
+    /// The channel's spec.
     pub(crate) fn spec(&self) -> Arc<ChannelSpec> {
         Arc::clone(&self.spec.borrow())
     }
 
-    /// One that is to be and cannot listen yet, and why.
+    /// Creates a stand-in for a channel that cannot listen yet, with the reason.
     fn absent(spec: &Arc<ChannelSpec>, fault: &Fault) -> Self {
-        // Nobody will hear that it is to stop, and it is gone before it came.
+        // Nothing listens: no task sees the first two triggers, and `gone` counts as requested
+        // because its trigger is dropped here.
         let ((accepting, _), (_, gone)) = (shutdown::channel(), shutdown::channel());
         let (answering, _) = shutdown::channel();
         let (teller, _) = watch::channel(Arc::clone(spec));
@@ -196,8 +199,8 @@ impl Channel {
         channel
     }
 
-    /// Why programs do not reach it, if they do not: it could not have its address, or somebody else took that while it
-    /// was to move.
+    /// Why programs do not reach the channel, if so: its address could not be bound, or was taken
+    /// by somebody else while the channel was being moved.
     pub(crate) fn why_silent(&self) -> Option<String> {
         match &self.absent {
             Some(fault) => Some(format!("does not listen: {fault}")),
@@ -206,18 +209,19 @@ impl Channel {
         }
     }
 
-    /// Whether programs reach it: one whose address somebody else took while it was to move has none.
+    /// Whether the listener holds its address. It does not if the channel could not move and
+    /// somebody else took its address meanwhile.
     fn is_listening(&self) -> bool {
         !self.gone.is_requested()
     }
 
-    /// Whether it listens where it is to.
+    /// Whether it listens at this address.
     fn is_at(&self, listen: &Endpoint) -> bool {
         let is_there = self.spec().listen == *listen || listen.is_met_by(&self.listen);
         is_there && self.is_listening()
     }
 
-    /// Stops the listener and waits until its address is free; what is connected lives on.
+    /// Stops the listener and waits until its address is free; connections live on.
     async fn vacate(&self) {
         self.accepting.stop();
         self.answering.stop();
@@ -226,7 +230,7 @@ impl Channel {
 }
 
 impl Channels {
-    /// No channels yet; what will be pushed is kept in this folder.
+    /// Creates an empty set of channels; pushed ones will be kept in this folder.
     pub(crate) fn new(folder: Option<Arc<Folder>>) -> Self {
         Self {
             folder,
@@ -234,7 +238,7 @@ impl Channels {
         }
     }
 
-    /// Has this for what is known from now on.
+    /// Replaces the book.
     fn turn(&self, book: &mut Book, next: Book) {
         *locked(&self.pushed) = next.pushed();
         *book = next;
@@ -248,13 +252,13 @@ impl Channels {
             return Book::default();
         };
         Book::decode(&text).unwrap_or_else(|fault| {
-            // What was pushed is pushed again; a site without any channel would be worse.
+            // The pushers push their channels again; a site without any channels would be worse.
             folder.set_aside(Path::new(BOOK_FILE), Aside::Damaged, &fault);
             Book::default()
         })
     }
 
-    /// Makes what is known now durable, before anybody is told of it.
+    /// Writes the book to disk, before anybody is told of the change.
     async fn keep(&self, book: &Book) -> Result<(), Fault> {
         let Some(folder) = self.folder.clone() else {
             return Ok(());
@@ -265,13 +269,13 @@ impl Channels {
         written.map_err(|error| Fault::new(Code::State, error.to_string()))?
     }
 
-    /// Opens a channel that somebody pushes, or changes it: new connections take the new way at once,
-    /// those that are there go on over the old one until they end.
+    /// Opens a pushed channel, or changes it: new connections take the new way at once, existing
+    /// ones stay on the old way until they end.
     ///
     /// # Errors
     ///
-    /// `E_STATE` and `E_BUSY` as the book says, `E_NOT_FOUND` for a peer that is none, `E_IO`
-    /// if the listener cannot be had or the channel cannot be kept; then everything is as before.
+    /// `E_STATE` and `E_BUSY` from the book, `E_NOT_FOUND` for an unknown peer, `E_IO` if the
+    /// address cannot be bound or the channel cannot be saved; then nothing has changed.
     pub(crate) async fn open(&self, core: &Arc<Core>, spec: ChannelSpec) -> Result<(), Fault> {
         self.open_as(core, &Arc::new(spec), Origin::Pushed).await
     }
@@ -316,7 +320,7 @@ impl Channels {
         Ok(())
     }
 
-    /// Has a channel ready in place of the one that is there, if one is.
+    /// Binds a channel's listener, in place of the existing one if there is one.
     async fn run<'a>(
         &'a self,
         core: &Arc<Core>,
@@ -326,7 +330,7 @@ impl Channels {
         let old = self.find(&spec.name);
         let new = match &old {
             Some(old) if old.is_at(&spec.listen) => None,
-            // Unless it was stopped before, the old listener goes once the new one is there.
+            // The old listener goes only once the new one is there, unless it was stopped before.
             old => {
                 let live = old.as_deref().filter(|old| old.absent.is_none());
                 self.clear(&spec.listen).await;
@@ -342,7 +346,7 @@ impl Channels {
         })
     }
 
-    /// A fault of listening with the channel that has the address, if one of this tunnel has.
+    /// Adds to a bind fault the channel that has the address, if it is one of this tunnel.
     fn with_owner(&self, fault: Fault, spec: &ChannelSpec) -> Fault {
         let listen = &spec.listen;
         let has_it = |other: &Channel| {
@@ -360,7 +364,7 @@ impl Channels {
         Fault::new(fault.code, detail).remedy(remedy)
     }
 
-    /// Has an address free that channels have left.
+    /// Makes former listeners release an address that is wanted now.
     async fn clear(&self, listen: &Endpoint) {
         let leaving = std::mem::take(&mut *locked(&self.leaving));
         for channel in leaving {
@@ -376,8 +380,8 @@ impl Channels {
     ///
     /// # Errors
     ///
-    /// `E_STATE` if a newer generation is known, `E_NOT_FOUND` if nothing is, `E_IO` if that it is closed
-    /// cannot be kept; then it is not.
+    /// `E_STATE` if a newer generation is known, `E_NOT_FOUND` if the name is unknown, `E_IO` if
+    /// the change cannot be saved; then the channel stays open.
     pub(crate) async fn close(&self, name: &Name, generation: Option<u64>) -> Result<(), Fault> {
         let mut book = self.book.lock().await;
         let mut next = book.clone();
@@ -392,8 +396,8 @@ impl Channels {
         Ok(())
     }
 
-    /// Ends what has expired, opens what could not be opened or has not expired after all, and measures the rest, until
-    /// the tunnel stops.
+    /// Once a second until the tunnel stops: closes expired channels, reopens those that expired
+    /// only by a wrong clock, retries those that could not be opened, and measures rates.
     pub(crate) async fn attend(&self, core: &Arc<Core>, mut stop: Shutdown) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -407,7 +411,8 @@ impl Channels {
             self.have_back(core).await;
             self.open_late(core).await;
             locked(&self.leaving).retain(|channel| channel.is_listening());
-            // The ticks are apart what the rest of this takes, and more on a busy machine.
+            // The rest of the loop takes time too, and more on a busy machine, so ticks are not
+            // exactly a second apart.
             let elapsed = measured.elapsed();
             measured = Instant::now();
             let now = self.list().into_iter().map(|channel| {
@@ -422,9 +427,9 @@ impl Channels {
         }
     }
 
-    /// Ends what has expired.
+    /// Closes expired channels.
     async fn end_expired(&self) {
-        // Held until they are closed: one that is pushed again meanwhile would be closed with them.
+        // Locked until they are closed: one pushed again meanwhile would be closed with them.
         let mut book = self.book.lock().await;
         for name in book.expire(now_unix()) {
             self.stop(&name, "expired").await;
@@ -436,12 +441,12 @@ impl Channels {
         self.running().values().cloned().collect()
     }
 
-    /// One channel.
+    /// The channel of this name, if there is one.
     pub(crate) fn find(&self, name: &Name) -> Option<Arc<Channel>> {
         self.running().get(name).cloned()
     }
 
-    /// One channel.
+    /// The channel of this name.
     ///
     /// # Errors
     ///
@@ -456,8 +461,8 @@ impl Channels {
         })
     }
 
-    /// A channel's share of the seats with a peer: whether it leaves some of a leg to others depends on whether there are
-    /// others. Without a channel it is that of programs that need none.
+    /// A channel's share of the seats with a peer. It leaves seats to others only if other channels
+    /// use the same leg to that peer. `None` stands for programs without a channel.
     pub(crate) fn share(&self, channel: Option<Name>, (peer, leg): (&Name, Leg)) -> Share {
         let has_others = self.running().iter().any(|(name, other)| {
             let spec = other.spec.borrow();
@@ -469,7 +474,7 @@ impl Channels {
         }
     }
 
-    /// Ends a channel with its connections, and waits until its address is free.
+    /// Closes a channel and its connections, and waits until its address is free.
     async fn stop(&self, name: &Name, why: &str) {
         let removed = self.running().remove(name);
         if let Some(channel) = removed {
@@ -485,7 +490,7 @@ impl Channels {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while one of them is held.
+    // Nothing panics while one of these locks is held.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -494,10 +499,10 @@ fn now_unix() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// Whether a listener stands in the way of one at another address: on the same port, where one of the addresses is
-/// all of them.
+/// Whether a listener prevents binding another address: same port, and one of the two is the
+/// unspecified address.
 fn is_in_the_way(here: &Endpoint, there: &Endpoint) -> bool {
-    // All addresses of IPv6 are those of IPv4 too.
+    // `[::]` covers IPv4 too.
     let covers = |all: &SocketAddr, one: &SocketAddr| {
         all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4())
     };
@@ -519,9 +524,9 @@ async fn start(
     let (listener, listen) = bind(listen).await?;
     let (accepting, accept_stop) = shutdown::channel();
     let (answering, answer_stop) = shutdown::channel();
-    // Lost with the listener.
+    // `gone` is requested when `bound` is dropped, which is when the listener ends.
     let (bound, gone) = shutdown::channel();
-    // Connections of the old listener belong to the channel still.
+    // Connections of the old listener still belong to the channel.
     let end = old.map_or_else(End::new, |old| old.end.clone());
     let (teller, heard) = watch::channel(Arc::clone(spec));
     let channel = Channel {
@@ -567,7 +572,7 @@ mod tests {
     use super::*;
     use towpath_protocol::channel::Class;
 
-    /// A channel that has listened there and led to this service, and what its connections know of it.
+    /// A channel that leads to `service`, and the spec that its connections watch.
     fn led_to(service: &str, listen: &str) -> (Channel, watch::Receiver<Arc<ChannelSpec>>) {
         let name = |text: &str| text.parse::<Name>().unwrap();
         let (listen, way) = (listen.parse().unwrap(), (name("region"), name(service)));
@@ -594,7 +599,7 @@ mod tests {
         let old = || led_to("old", "tcp:127.0.0.1:7001");
         let moved = move_to(old(), "tcp:127.0.0.1:7002");
         assert_eq!(moved.as_str(), "new");
-        // What was a connection is never carried as datagrams.
+        // A connection is never carried as datagrams.
         let changed = move_to(old(), "udp:127.0.0.1:7002");
         assert_eq!(changed.as_str(), "old");
     }

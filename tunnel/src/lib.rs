@@ -1,8 +1,8 @@
 //! The tunnel daemon: links between sites over QUIC and TLS 1.3.
 //!
-//! A local program connects to the tunnel's Unix socket, names a peer, a service and a class, and has
-//! a byte stream to that service. Each peer has one *link*: two QUIC connections, one for what someone
-//! waits for and one for bulk, each with a socket of its own at the side that dials.
+//! A local program connects to the tunnel's Unix socket, names a peer, a service and a class, and
+//! gets a byte stream to that service. Each peer has one *link*: two QUIC connections, one for
+//! urgent traffic and one for bulk, each with its own socket on the side that dials.
 //!
 //! ```text
 //!  program ─► local ─► peer ─► link ─┬─ urgent ═══ QUIC ═══╗          ╔═► serve ─► service
@@ -80,10 +80,10 @@ use crate::shaping::timetable;
 use crate::state_files::Folder;
 use crate::streams::local;
 
-/// How long peers may take to hear that we stop.
+/// How long the farewell to peers may take; then how long the tunnel's tasks may take to end.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// A running tunnel; dropping it stops it without a farewell.
+/// A running tunnel. Dropping it stops it without a farewell to its peers.
 #[derive(Debug)]
 pub struct Tunnel {
     core: Arc<Core>,
@@ -92,16 +92,16 @@ pub struct Tunnel {
     http_address: Option<SocketAddr>,
     trigger: Trigger,
     tasks: JoinSet<Result<(), Fault>>,
-    /// Keeps other tunnels out of the state folder for as long as this one writes there.
+    /// Keeps other tunnels out of the state folder while this one runs.
     _state_lock: Option<Lock>,
 }
 
 impl Tunnel {
-    /// Starts a tunnel inside the current tokio runtime; its sockets are bound when this returns.
+    /// Starts a tunnel inside the current tokio runtime. Its sockets are bound when this returns.
     ///
     /// # Errors
     ///
-    /// `E_CONFIG`, `E_CERTIFICATE`, `E_ALREADY_RUNNING`, `E_PATH` or `E_IO`, with what to do.
+    /// `E_CONFIG`, `E_CERTIFICATE`, `E_ALREADY_RUNNING`, `E_PATH` or `E_IO`, with a remedy.
     pub async fn start(config: &Config) -> Result<Self, Fault> {
         let hangups = service_manager::hangups()?;
         config.check().map_err(|wrong| {
@@ -112,7 +112,8 @@ impl Tunnel {
         let (state, state_lock) = state.unzip();
         let core = Arc::new(Core::new(config, state)?);
         let (trigger, stop) = shutdown::channel();
-        // Their locks first: whoever starts a second tunnel is to hear of the first one, not of its address.
+        // Bound first because of their locks: a second tunnel should report that one is running,
+        // not that the address is in use.
         let admin = Socket::bind(&config.admin.socket)?;
         let socket = Socket::bind(&config.socket)?;
         let endpoint = config.listen.map(|at| listen(&core, at)).transpose()?;
@@ -198,8 +199,8 @@ impl Tunnel {
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND` for a site that is no peer, `E_UNREACHABLE` with the last reason if the link is
-    /// not up within `wait`.
+    /// `E_NOT_FOUND` for a site that is not a peer, `E_UNREACHABLE` with the latest reason if the
+    /// link is not up within `wait`.
     pub async fn linked(&self, site: &Name, wait: Duration) -> Result<(), Fault> {
         let peer = self.core.peer(site)?;
         let mut changes = peer.subscribe();
@@ -213,34 +214,35 @@ impl Tunnel {
         }
     }
 
-    /// Has certificates, key and lists read again now, changed or not, and the configuration if it came
-    /// from a file.
+    /// Reads certificates, key and lists again now, whether or not they changed, and the
+    /// configuration if it came from a file.
     pub async fn reload(&self) {
         reload::all(&self.core).await;
     }
 
-    /// Asks for a new link to a site, whose streams move to it; the old one works until then. Only the
-    /// side that dials makes it.
+    /// Asks for a new link to a site. Its streams move to the new link; the old one works until
+    /// then. Has an effect only on the side that dials.
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND` for a site that is no peer.
+    /// `E_NOT_FOUND` for a site that is not a peer.
     pub fn dial_anew(&self, site: &Name) -> Result<(), Fault> {
         self.core.peer(site)?.renew();
         Ok(())
     }
 
-    /// What `/status` would say.
+    /// Returns what `/status` would return.
     #[must_use]
     pub fn status(&self) -> StatusView {
         status::status(&self.core)
     }
 
-    /// Runs until `stop` or until a part fails, then says farewell to the peers.
+    /// Runs until `stop` is requested or a part of the tunnel ends, then says farewell to the
+    /// peers.
     ///
     /// # Errors
     ///
-    /// What the failed part says.
+    /// The fault of the part that failed, or `E_STATE` if it ended without one.
     pub async fn run_until(mut self, mut stop: Shutdown) -> Result<(), Fault> {
         let ended = tokio::select! {
             () = stop.requested() => Ok(()),
@@ -250,42 +252,43 @@ impl Tunnel {
         ended
     }
 
-    /// Stops: peers hear of it, local streams end, sockets go.
+    /// Stops the tunnel: tells the peers, ends local streams, closes sockets, and saves state.
     pub async fn stop(mut self) {
         self.trigger.stop();
         let why = Fault::new(Code::Gone, "the tunnel stops");
         for peer in self.core.peers.values() {
             peer.streams.cut_all(&why);
-            // Those, too, that others have replaced: a stream that has not moved would wait for the next one.
+            // Replaced links too: a stream that has not moved yet would wait for its next link.
             for link in peer.links() {
                 link.close(why.code, &why.detail);
             }
         }
         if let Some(endpoint) = &self.endpoint {
             endpoint.close(wire::code(why.code), why.detail.as_bytes());
-            // A peer that is not there cannot hear it.
+            // An absent peer never acknowledges, so this may time out.
             let _ = tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await;
         }
         let all = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(FAREWELL, all).await;
-        // Peers have heard of it, and do not wait for the disk.
+        // After the farewell, so that peers need not wait for the disk.
         trust::remember_now(&self.core).await;
         outlook::save_all(&self.core).await;
     }
 }
 
-/// Runs a tunnel until it is to stop; SIGHUP has it read its certificates and its configuration again.
+/// Runs a tunnel until `stop` is requested; SIGHUP makes it read its certificates and its
+/// configuration again.
 ///
 /// # Errors
 ///
-/// As [`Tunnel::start`] and [`Tunnel::run_until`].
+/// Those of [`Tunnel::start`] and [`Tunnel::run_until`].
 pub async fn run(config: &Config, stop: Shutdown) -> Result<(), Fault> {
     let tunnel = Tunnel::start(config).await?;
     towpath_daemon::notify::ready();
     tunnel.run_until(stop).await
 }
 
-/// Adds a part of the tunnel that cannot fail and ends with it.
+/// Spawns a part of the tunnel that cannot fail.
 fn keep(tasks: &mut JoinSet<Result<(), Fault>>, part: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(async move {
         part.await;
@@ -293,8 +296,8 @@ fn keep(tasks: &mut JoinSet<Result<(), Fault>>, part: impl Future<Output = ()> +
     });
 }
 
-/// Why a part of the tunnel is over before anybody wished that: without it the tunnel is none, and a service
-/// manager starts again only what failed.
+/// Turns the early end of a part into a fault. The tunnel cannot run without any of its parts, and
+/// a service manager restarts only what has failed.
 fn early(ended: Result<Result<(), Fault>, JoinError>) -> Fault {
     let wrong = |why: &dyn Display| Fault::new(Code::State, format!("a part of the tunnel: {why}"));
     match ended {
@@ -306,7 +309,7 @@ fn early(ended: Result<Result<(), Fault>, JoinError>) -> Fault {
 
 fn listen(core: &Arc<Core>, address: SocketAddr) -> Result<Endpoint, Fault> {
     let identity = core.trust.current();
-    // Without a key nobody is let in until the files can be used.
+    // Without a key no connection is accepted until the files can be used.
     let server = identity.has_key().then(|| {
         tls::server_config(&identity, &core.rejections)
             .and_then(|tls| transport::server(tls, &core.limits))

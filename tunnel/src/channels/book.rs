@@ -1,10 +1,11 @@
-//! Which channels there are to be: from the configuration and from whoever pushes them. Pure.
+//! The book of channels wanted by the configuration and by pushers. Pure.
 //!
-//! A channel is *metadata*: a name, a generation that grows with every change, and perhaps an end. What
-//! is older than what is known is refused, what is known already changes nothing, and what was removed
-//! stays removed until a newer generation says otherwise. What has expired is only over: a clock that jumped ahead
-//! may be put right, and then it is to be again, and the same word is heard. Nothing here asks the pusher again: channels
-//! live on while it is away, until they expire; and what was pushed outlives a restart (`register`).
+//! A channel is *metadata*: a name, a generation that grows with every change, and perhaps an
+//! expiry. An older generation than the known one is refused, a known one changes nothing, and a
+//! removed channel stays removed until a newer generation. An expired channel is only closed: a
+//! clock that had jumped ahead may be corrected, and then the channel is wanted again and the same
+//! generation is accepted. The pusher is never asked: channels live on while it is away, until they
+//! expire, and pushed channels outlive a restart (`register`).
 
 pub(super) mod register;
 
@@ -19,10 +20,11 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use utoipa::ToSchema;
 
-/// Most channels of one tunnel: each has a listener. As many again are remembered as removed.
+/// Most channels of one tunnel, each of which has a listener. As many names again are remembered as
+/// removed.
 pub const CHANNEL_COUNT_MAX: usize = 1024;
 
-/// A channel as it is to be: a listener here, joined to a service at a peer.
+/// A channel as wanted: a listener here, joined to a service at a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelSpec {
@@ -38,18 +40,18 @@ pub struct ChannelSpec {
     /// The service there, which names who may reach it.
     #[schema(value_type = String, example = "till")]
     pub service: Name,
-    /// What its bytes are worth when the link is short.
+    /// Class of its traffic: its priority when the link is short of capacity.
     #[serde(default = "app")]
     #[schema(value_type = String, example = "app")]
     pub class: Class,
-    /// Grows with every change; what is older than what is known is refused.
+    /// Grows with every change; an older generation than the known one is refused.
     #[serde(default)]
     #[schema(default = 0)]
     pub generation: u64,
-    /// When it ends by itself, in seconds since 1970; without it, never.
+    /// When it expires, in seconds since 1970; never if absent.
     #[serde(default)]
     pub expires_unix_seconds: Option<u64>,
-    /// Most that goes out through it, counted on the wire.
+    /// Highest rate at which it sends, counted on the wire.
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "10Mbit")]
     pub cap: Option<Rate>,
@@ -60,7 +62,7 @@ const fn app() -> Class {
 }
 
 impl ChannelSpec {
-    /// A channel of the first generation, without an end and without a cap.
+    /// Creates a channel of generation 0, without expiry and without a cap.
     #[must_use]
     pub fn new(name: Name, listen: Endpoint, (peer, service): (Name, Name), class: Class) -> Self {
         Self {
@@ -77,7 +79,7 @@ impl ChannelSpec {
 }
 
 impl ChannelSpec {
-    /// Whether another word says the same: a port that the system has chosen meanwhile is no change.
+    /// Whether another spec says the same. A port chosen by the system is no change.
     fn is_said_by(&self, other: &Self) -> bool {
         let listen = self.listen.clone();
         other.listen.is_met_by(&listen)
@@ -89,24 +91,25 @@ impl ChannelSpec {
     }
 }
 
-/// What is known under a name: a channel, or that it was removed.
+/// What is known of a name: a channel, or that it was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     generation: u64,
-    /// None for one that was removed.
+    /// `None` if it was removed.
     spec: Option<Arc<ChannelSpec>>,
     is_expired: bool,
-    /// It is to be remembered, for nobody may say it again.
+    /// Whether it was pushed. Pushed entries are kept over a restart, because their pusher may
+    /// never repeat them.
     is_pushed: bool,
 }
 
 impl Entry {
-    /// The channel, unless it was removed or has expired.
+    /// Returns the channel, unless it was removed or has expired.
     fn open(&self) -> Option<&Arc<ChannelSpec>> {
         self.spec.as_ref().filter(|_| !self.is_expired)
     }
 
-    /// What another word about the same channel changes.
+    /// Returns what another spec of the same name changes.
     fn weigh(&self, spec: &ChannelSpec, origin: Origin) -> Result<Change, Fault> {
         let (name, generation) = (&spec.name, spec.generation);
         if generation > self.generation {
@@ -133,36 +136,36 @@ impl Entry {
     }
 }
 
-/// Who says that a channel is to be.
+/// Who asked for a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// The configuration, which is read again at every start.
     Configured,
-    /// Somebody who asked for it while the tunnel ran.
+    /// A request while the tunnel ran.
     Pushed,
 }
 
-/// What is to be done about a channel.
+/// What a spec changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Nothing: it is known already.
     Same,
-    /// It is to be opened, or changed.
+    /// The channel must be opened or changed.
     Open,
 }
 
-/// All channels that are known.
+/// All known channels.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Book(BTreeMap<Name, Entry>);
 
 impl Book {
-    /// What a channel's metadata changes.
+    /// Returns what a spec would change.
     ///
     /// # Errors
     ///
-    /// `E_STATE` if a newer generation is known, it has expired or the same generation says something
-    /// else, `E_BUSY` if there are too many. What the configuration alone has said it may
-    /// say otherwise without a new generation.
+    /// `E_STATE` if a newer generation is known, if the spec has expired, or if the same generation
+    /// said something else; `E_BUSY` if there are too many channels. The configuration may change a
+    /// channel of its own without a new generation.
     pub(crate) fn weigh(
         &self,
         spec: &ChannelSpec,
@@ -177,7 +180,7 @@ impl Book {
         }
         let known = self.0.get(name);
         let change = known.map_or(Ok(Change::Open), |known| known.weigh(spec, origin))?;
-        // What was closed or has expired takes a place again like any other.
+        // A closed or expired channel takes a place again like any other.
         let is_open = known.is_some_and(|known| known.open().is_some());
         let open = self.0.values().filter_map(Entry::open);
         if !is_open && open.count() >= CHANNEL_COUNT_MAX {
@@ -188,7 +191,7 @@ impl Book {
         Ok(change)
     }
 
-    /// Takes a channel in that was weighed and opened.
+    /// Records a channel that was weighed and opened.
     pub(crate) fn open(&mut self, spec: &Arc<ChannelSpec>, origin: Origin) {
         let known = Entry {
             generation: spec.generation,
@@ -197,7 +200,7 @@ impl Book {
             is_pushed: origin == Origin::Pushed,
         };
         self.0.insert(spec.name.clone(), known);
-        // Of those that are over, the oldest word is the one nobody repeats any more.
+        // Closed names are forgotten by lowest generation, which nobody is likely to push again.
         while self.0.len() > 2 * CHANNEL_COUNT_MAX {
             let removed = self.0.iter().filter(|(_, known)| known.open().is_none());
             let oldest = removed.min_by_key(|(_, known)| known.generation);
@@ -208,11 +211,11 @@ impl Book {
         }
     }
 
-    /// Removes a channel; says whether it was there. Without a generation the one that is there is meant.
+    /// Removes a channel; returns whether it was open. `None` stands for the known generation.
     ///
     /// # Errors
     ///
-    /// `E_STATE` if a newer generation is known, `E_NOT_FOUND` if nothing is.
+    /// `E_STATE` if a newer generation is known, `E_NOT_FOUND` if the name is unknown.
     pub(crate) fn close(&mut self, name: &Name, generation: Option<u64>) -> Result<bool, Fault> {
         let known = self.0.get_mut(name).ok_or_else(|| not_found(name))?;
         let generation = generation.unwrap_or(known.generation);
@@ -236,14 +239,14 @@ impl Book {
         }
     }
 
-    /// What was pushed, and whether it is to be or was removed.
+    /// Returns pushed names, and whether each is a channel (`true`) or was removed.
     pub(crate) fn pushed(&self) -> BTreeMap<Name, bool> {
         let pushed = self.0.iter().filter(|(_, known)| known.is_pushed);
         let told = pushed.map(|(name, known)| (name.clone(), known.spec.is_some()));
         told.collect()
     }
 
-    /// Forgets what the configuration has said and says no more; gives its name.
+    /// Forgets configured channels that the configuration no longer names; returns their names.
     pub(crate) fn forget(&mut self, is_configured: impl Fn(&Name) -> bool) -> Vec<Name> {
         let is_gone = |name: &Name, known: &Entry| !known.is_pushed && !is_configured(name);
         let gone = self.0.iter().filter(|(name, known)| is_gone(name, known));
@@ -254,7 +257,7 @@ impl Book {
         gone
     }
 
-    /// Takes in what is known from before a restart.
+    /// Records a pushed name from before a restart.
     fn remember(&mut self, name: Name, generation: u64, spec: Option<ChannelSpec>) {
         let known = Entry {
             generation,
@@ -265,18 +268,18 @@ impl Book {
         self.0.insert(name, known);
     }
 
-    /// The channel there is to be under a name.
+    /// Returns the open channel of a name.
     pub(crate) fn find(&self, name: &Name) -> Option<&Arc<ChannelSpec>> {
         self.0.get(name).and_then(Entry::open)
     }
 
-    /// Every channel there is to be, by name.
+    /// Returns every open channel, by name.
     pub(crate) fn specs(&self) -> Vec<Arc<ChannelSpec>> {
         let specs = self.0.values().filter_map(Entry::open);
         specs.cloned().collect()
     }
 
-    /// Removes what has expired.
+    /// Marks expired channels; returns their names.
     pub(crate) fn expire(&mut self, now_unix: u64) -> Vec<Name> {
         let mut gone = Vec::new();
         for (name, known) in &mut self.0 {
@@ -289,8 +292,8 @@ impl Book {
         gone
     }
 
-    /// Has back what had expired by a clock that was ahead and has not by the one of now, where there is a place for
-    /// it; gives those channels.
+    /// Reopens channels that had expired by a clock that was ahead and have not by the present one,
+    /// as far as there are places; returns them.
     pub(crate) fn have_back(&mut self, now_unix: u64) -> Vec<(Arc<ChannelSpec>, Origin)> {
         let open_count = self.0.values().filter_map(Entry::open).count();
         let is_to_be = |spec: &&Arc<ChannelSpec>| {
@@ -323,18 +326,18 @@ fn older(name: &Name, generation: u64, known: &Entry) -> Fault {
     Fault::new(Code::State, detail).remedy(newer_than(newest))
 }
 
-/// What to do about a word that is not the newest one.
+/// Remedy for a generation that is not the newest.
 fn newer_than(generation: u64) -> String {
     format!("use a generation above {generation}")
 }
 
-/// There is no channel of this name.
+/// Fault for an unknown channel.
 pub(crate) fn not_found(name: &Name) -> Fault {
     let remedy = "`towpath channel ls` lists those there are";
     Fault::new(Code::NotFound, format!("no channel is called {name}")).remedy(remedy)
 }
 
-/// There is none now, for somebody has closed it.
+/// Fault for a configured channel that was closed by hand.
 pub(crate) fn closed_by_hand(name: &Name) -> Fault {
     let detail = format!("channel {name} is configured, and was closed by hand");
     let remedy = format!("`towpath channel reset {name}` opens it again");
@@ -408,7 +411,7 @@ mod tests {
         assert_eq!(book.forget(|_| true), []);
         assert_eq!(book.forget(|_| false), [spec(3).name]);
         assert_eq!(configured(&book, &spec(2)), Ok(Change::Open));
-        // What was pushed is not the configuration's to take back.
+        // The configuration cannot take back what was pushed.
         take(&mut book, spec(3)).unwrap();
         assert_eq!(configured(&book, &other), Err(Code::State));
         assert_eq!(book.forget(|_| false), []);
@@ -436,7 +439,7 @@ mod tests {
         );
     }
 
-    /// A wall clock may jump ahead and be put right again.
+    /// A wall clock may jump ahead and be corrected.
     #[test]
     fn con_7_what_expired_may_be_said_again_once_it_has_not() {
         let mut book = Book::default();
@@ -450,7 +453,7 @@ mod tests {
         assert_eq!(take(&mut book, brief.clone()), Ok(Change::Open));
         assert_eq!(take(&mut book, brief.clone()), Ok(Change::Same));
         assert_eq!(book.specs().len(), 1);
-        // One that was removed stays so.
+        // A removed channel stays removed.
         assert_eq!(book.close(&brief.name, None), Ok(true));
         assert_eq!(take(&mut book, brief), Err(Code::State));
     }
@@ -467,11 +470,11 @@ mod tests {
         assert_eq!(book.have_back(199), [back]);
         assert_eq!(book.have_back(199), [], "it is there");
         assert_eq!(take(&mut book, brief.clone()), Ok(Change::Same));
-        // One that was closed meanwhile stays so.
+        // A channel closed meanwhile stays closed.
         assert_eq!(book.expire(1000), [brief.name.clone()]);
         assert_eq!(book.close(&brief.name, None), Ok(false));
         assert_eq!(book.have_back(199), []);
-        // Others may have all the places by then.
+        // By then, other channels may have taken all places.
         brief.generation = 6;
         take(&mut book, brief.clone()).unwrap();
         assert_eq!(book.expire(1000), [brief.name]);
@@ -508,7 +511,7 @@ mod tests {
             take(&mut book, named('b', number, 1)).unwrap();
         }
         assert_eq!(take(&mut book, named('a', 0, 2)), Err(Code::Busy));
-        // One that is open may change, and one that makes room is enough.
+        // An open channel may change, and closing one makes room for another.
         assert_eq!(take(&mut book, named('b', 0, 2)), Ok(Change::Open));
         assert_eq!(book.close(&named('b', 0, 1).name, None), Ok(true));
         assert_eq!(take(&mut book, named('a', 0, 2)), Ok(Change::Open));

@@ -1,5 +1,5 @@
-//! What the configuration says of channels, beside what was pushed: opened, changed, and had back. What cannot listen
-//! yet is there, is shown as down, and is tried again.
+//! Channels of the configuration, beside pushed ones: opened, changed and reset. A channel that
+//! cannot listen yet is shown as down and tried again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ use crate::operators::status::ChannelOrigin;
 const LATE_PAUSE_FIRST: Duration = Duration::from_secs(1);
 const LATE_PAUSE_LONGEST: Duration = Duration::from_secs(60);
 
-/// What is to be and could not be opened yet: something else has the address, or it is not there.
+/// Channels that could not be opened yet: their address is in use, or does not exist on this host.
 #[derive(Debug, Default)]
 pub(super) struct Late {
     specs: Vec<(Arc<ChannelSpec>, Origin)>,
-    /// When they are tried again, and how long that was put off.
+    /// When they are tried again, and the pause before that.
     next: Option<(Instant, Duration)>,
 }
 
 impl Late {
-    /// Puts off what is there, for longer each time.
+    /// Schedules these channels for another try, after a longer pause each time.
     fn put_off(&mut self, specs: Vec<(Arc<ChannelSpec>, Origin)>) {
         let pause = match self.next {
             Some((_, pause)) => (pause * 2).min(LATE_PAUSE_LONGEST),
@@ -45,9 +45,9 @@ fn as_configured(specs: &[ChannelSpec]) -> Vec<(Arc<ChannelSpec>, Origin)> {
 }
 
 impl Channels {
-    /// Opens what was pushed before a restart, then what is configured. Where both name a channel the
-    /// newer generation counts, and what was pushed if neither is newer. What cannot listen keeps nothing else from
-    /// starting: it is tried again.
+    /// Opens the channels pushed before a restart, then the configured ones. If both name a
+    /// channel, the newer generation counts, or the pushed one if they are equal. A channel that
+    /// cannot listen does not prevent the others: it is tried again.
     pub(crate) async fn begin(&self, core: &Arc<Core>, configured: &[ChannelSpec]) {
         let mut late = self.late.lock().await;
         let mut book = self.recall();
@@ -61,15 +61,15 @@ impl Channels {
         late.put_off(self.open_all(core, specs).await);
     }
 
-    /// Has the channels that the configuration names now in place of those it named before; those that were
-    /// pushed stay. Channels may trade their addresses: what goes or moves lets go of its own before any is
-    /// taken. What cannot be opened now is tried again.
+    /// Replaces the configured channels by those that the configuration names now; pushed ones
+    /// stay. Channels may swap their addresses: those that go or move release theirs before any is
+    /// bound. A channel that cannot be opened now is tried again.
     pub(crate) async fn configure(&self, core: &Arc<Core>, configured: &[ChannelSpec]) {
         let mut late = self.late.lock().await;
         self.names(configured);
         let is_configured = |name: &Name| configured.iter().any(|spec| spec.name == *name);
         {
-            // Held until they are closed: one that is pushed meanwhile would be closed with them.
+            // Locked until they are closed: one pushed meanwhile would be closed with them.
             let mut book = self.book.lock().await;
             for name in book.forget(is_configured) {
                 self.stop(&name, "no longer configured").await;
@@ -89,14 +89,14 @@ impl Channels {
                 channel.vacate().await;
             }
         }
-        // What was pushed and is late is no business of the configuration's.
+        // Pushed channels that wait for another try are not affected by the configuration.
         let mut specs = std::mem::take(&mut *late).specs;
         specs.retain(|(_, origin)| *origin == Origin::Pushed);
         specs.extend(as_configured(configured));
         late.put_off(self.open_all(core, specs).await);
     }
 
-    /// Opens again what had expired by a clock that was ahead, now that it is right.
+    /// Reopens channels that had expired only by a clock that was ahead.
     pub(super) async fn have_back(&self, core: &Arc<Core>) {
         let mut late = self.late.lock().await;
         let back = self.book.lock().await.have_back(now_unix());
@@ -112,13 +112,14 @@ impl Channels {
         late.put_off(self.open_all(core, specs).await);
     }
 
-    /// Tries again what could not be opened, if it is time to.
+    /// Tries again to open waiting channels, if it is time to.
     pub(super) async fn open_late(&self, core: &Arc<Core>) {
         let mut late = self.late.lock().await;
         if late.next.is_some_and(|(at, _)| at <= Instant::now()) {
             let specs = std::mem::take(&mut late.specs);
             for (spec, origin) in &specs {
-                // Somebody may have said otherwise since, and has the listener that is there.
+                // The spec may be superseded by now; then the listener that is there belongs to the
+                // newer one.
                 let weighed = self.book.lock().await.weigh(spec, *origin, now_unix());
                 let channel = self.find(&spec.name).filter(|_| weighed.is_ok());
                 let in_the_way = channel.filter(|one| is_in_the_way(&one.listen, &spec.listen));
@@ -130,7 +131,7 @@ impl Channels {
         }
     }
 
-    /// Opens what is to be; gives what is worth another try.
+    /// Opens channels; returns those worth another try.
     async fn open_all(
         &self,
         core: &Arc<Core>,
@@ -150,14 +151,15 @@ impl Channels {
                 late.push((spec, origin));
             }
         }
-        // Whatever could not move stays where it was, now that all that goes there has what it can.
+        // A channel that could not move listens where it did before, if nobody else took that
+        // address.
         for name in &failed {
             self.stay(core, name).await;
         }
         late
     }
 
-    /// Says why a channel is not opened, once for each reason: it is tried again for as long as it takes.
+    /// Logs why a channel is not opened, once for each reason, because it is tried again and again.
     fn tell(&self, name: &Name, origin: Origin, fault: &Fault) {
         let known = self.find(name);
         if known.is_some_and(|known| known.figures.is_last_error(fault)) {
@@ -177,7 +179,7 @@ impl Channels {
         }
     }
 
-    /// Has a channel of before listen, unless somebody has said otherwise since.
+    /// Opens a channel from before a restart, unless it was changed since.
     async fn have_listen(&self, core: &Arc<Core>, spec: &Arc<ChannelSpec>) -> Result<(), Fault> {
         let book = self.book.lock().await;
         let known = self.find(&spec.name);
@@ -188,14 +190,16 @@ impl Channels {
         self.run(core, spec).await.map(Started::keep)
     }
 
-    /// Shows why a channel does not listen: at the one that is there, or at one that stands in for it until it does.
+    /// Shows why a channel does not listen: on the existing channel, or on a stand-in until there
+    /// is one.
     async fn stand_in(&self, (spec, origin): (&Arc<ChannelSpec>, Origin), fault: &Fault) {
         let mut book = self.book.lock().await;
         if let Some(channel) = self.find(&spec.name).filter(|one| one.absent.is_none()) {
             channel.figures.set_error(fault);
             return;
         }
-        // Unless the configuration may not say so, or somebody has said otherwise.
+        // No stand-in if the configuration's channel was refused for another reason than its
+        // address, or the pushed one was changed since.
         let is_to_be = match origin {
             Origin::Configured => fault.code == Code::Io,
             Origin::Pushed => book.find(&spec.name) == Some(spec),
@@ -213,7 +217,7 @@ impl Channels {
         self.running().insert(spec.name.clone(), Arc::new(absent));
     }
 
-    /// Has a channel listen again where it did, if it has let go of its address.
+    /// Makes a channel that has released its address listen there again.
     async fn stay(&self, core: &Arc<Core>, name: &Name) {
         let _book = self.book.lock().await;
         let is_silent =
@@ -229,7 +233,7 @@ impl Channels {
         }
     }
 
-    /// Notes what the configuration names.
+    /// Records what the configuration names.
     fn names(&self, configured: &[ChannelSpec]) {
         let named = configured
             .iter()
@@ -237,7 +241,7 @@ impl Channels {
         *locked(&self.configured) = named.collect();
     }
 
-    /// Who says what a channel is.
+    /// Returns whether a channel is configured, pushed, or pushed in place of a configured one.
     pub(crate) fn origin(&self, name: &Name) -> ChannelOrigin {
         let is_pushed = locked(&self.pushed).contains_key(name);
         let is_configured = locked(&self.configured).contains_key(name);
@@ -248,7 +252,7 @@ impl Channels {
         }
     }
 
-    /// Channels that the configuration names and somebody has closed.
+    /// Returns configured channels that were closed by hand.
     pub(crate) fn closed_by_hand(&self) -> Vec<Name> {
         let (pushed, configured): (BTreeMap<_, _>, _) = {
             let pushed = locked(&self.pushed).clone();
@@ -258,12 +262,13 @@ impl Channels {
         configured.keys().filter(is_closed).cloned().collect()
     }
 
-    /// Forgets what was pushed under a name, and has the channel as the configuration says.
+    /// Forgets what was pushed under a name and opens the channel as configured.
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND` if the configuration does not name it, `E_STATE` if what it says has expired, `E_IO` if the
-    /// listener cannot be had or that cannot be kept; then everything is as before.
+    /// `E_NOT_FOUND` if the configuration does not name it, `E_STATE` if the configured channel has
+    /// expired, `E_IO` if the address cannot be bound or the change cannot be saved; then nothing
+    /// has changed.
     pub(crate) async fn reset(&self, core: &Arc<Core>, name: &Name) -> Result<(), Fault> {
         let named = locked(&self.configured).get(name).cloned();
         let spec = named.map(Arc::new).ok_or_else(|| {

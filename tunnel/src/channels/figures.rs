@@ -1,4 +1,4 @@
-//! How a channel fares: what went through it, and what went wrong.
+//! Counters and the condition of a channel.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use towpath_protocol::fault::Fault;
 use crate::path::estimate::scaled;
 use crate::streams::table::Meter;
 
-/// How a channel fares.
+/// Counters and the condition of a channel.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub meter: Arc<Meter>,
@@ -18,19 +18,20 @@ pub(crate) struct Figures {
     pub errors: AtomicU64,
     /// How long the last connection waited for the peer's service, in microseconds.
     pub open_us: AtomicU64,
-    /// Bytes a second over the last look.
+    /// Bytes per second over the last measuring interval.
     pub sent_per_second: AtomicU64,
     pub received_per_second: AtomicU64,
     pub last_error: Mutex<Option<String>>,
-    /// Why the channel is of no use, if so.
+    /// Why the channel does not work, if so.
     failing: Mutex<Option<Failing>>,
 }
 
-/// Why a channel is of no use.
+/// Why a channel does not work.
 #[derive(Debug)]
 struct Failing {
     why: String,
-    /// Whether the service refused datagrams: a flow to a dead one opens well, and that says nothing.
+    /// Whether the service refused datagrams. Then a successful opening proves nothing, because a
+    /// flow to a dead service opens too.
     is_refused: bool,
 }
 
@@ -47,7 +48,8 @@ impl Figures {
         last.as_deref() == Some(&*fault.to_string())
     }
 
-    /// Notes how an opening over a link went: until another one succeeds the channel is of no use.
+    /// Notes the result of an opening over a link. After a failure the channel counts as not
+    /// working until another opening succeeds.
     pub(crate) fn note_opening(&self, failed: Option<&Fault>) {
         let mut failing = self.failing_now();
         match failed {
@@ -62,7 +64,8 @@ impl Figures {
         }
     }
 
-    /// Notes that the service refused a flow's datagrams: until it takes some the channel is of no use.
+    /// Notes that the service refused a flow's datagrams: the channel counts as not working until
+    /// the service accepts some.
     pub(crate) fn note_refusal(&self, fault: &Fault) {
         *self.failing_now() = Some(Failing {
             why: fault.to_string(),
@@ -70,22 +73,23 @@ impl Figures {
         });
     }
 
-    /// Notes that the service has taken a flow's datagrams.
+    /// Notes that the service has accepted a flow's datagrams.
     pub(crate) fn note_served(&self) {
         *self.failing_now() = None;
     }
 
-    /// Why the channel is of no use, if so.
+    /// Why the channel does not work, if so.
     pub(crate) fn failing(&self) -> Option<String> {
         self.failing_now().as_ref().map(|one| one.why.clone())
     }
 
     fn failing_now(&self) -> MutexGuard<'_, Option<Failing>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Works out the rates from what was counted at the look before, so long ago; gives what is counted now.
+    /// Computes the rates since the previous counts, taken `elapsed` ago; returns the present
+    /// counts.
     pub(crate) fn measure(&self, before: Option<&[u64; 2]>, elapsed: Duration) -> [u64; 2] {
         let counters = [&self.meter.sent, &self.meter.received];
         let now = counters.map(|counter| counter.load(Ordering::Relaxed));

@@ -1,4 +1,4 @@
-//! Where local programs reach a channel: a port, or a socket of the file system.
+//! Listeners where local programs reach channels: a port, or a socket in the file system.
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
@@ -10,14 +10,14 @@ use tokio::net::{TcpListener, UdpSocket, UnixListener, UnixStream};
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 
-/// Where local programs come to.
+/// A channel's listener.
 pub(super) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener, Place),
     Udp(UdpSocket),
 }
 
-/// A socket's file: device and inode.
+/// Identifies a socket's file: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place(u64, u64);
 
@@ -29,7 +29,7 @@ impl Place {
 }
 
 impl Listener {
-    /// The next connection; a socket of datagrams has none.
+    /// Returns the next connection; a UDP socket never has one.
     pub(super) async fn accept(&self) -> std::io::Result<Program> {
         match self {
             Self::Tcp(listener) => Ok(Program::Tcp(listener.accept().await?.0.into_std()?)),
@@ -38,8 +38,8 @@ impl Listener {
         }
     }
 
-    /// Lets go of its address. Gives the connections that have come and were not accepted yet; those that nobody takes
-    /// are reset.
+    /// Releases the address. Returns the connections that have arrived but were not accepted; those
+    /// left in it are reset when it is dropped.
     pub(super) fn close(self) -> Waiting {
         match self {
             Self::Tcp(listener) => listener.into_std().map_or(Waiting::None, Waiting::Tcp),
@@ -48,7 +48,8 @@ impl Listener {
                     && let Some(path) = address.as_pathname()
                     && Place::of(path).is_ok_and(|found| found == place)
                 {
-                    // Whatever else stands there by now is somebody's.
+                    // Removed only if it is still ours: another file there belongs to somebody
+                    // else.
                     let _ = std::fs::remove_file(path);
                 }
                 listener.into_std().map_or(Waiting::None, Waiting::Unix)
@@ -58,7 +59,7 @@ impl Listener {
     }
 }
 
-/// Connections that came to a listener which is over, and were not accepted yet.
+/// Connections that arrived at a closed listener and were not accepted yet.
 pub(super) enum Waiting {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
@@ -69,7 +70,7 @@ impl Iterator for Waiting {
     type Item = Program;
 
     fn next(&mut self) -> Option<Program> {
-        // The listener does not block.
+        // Does not block: the listener is non-blocking.
         match self {
             Self::Tcp(listener) => {
                 let (socket, _) = listener.accept().ok()?;
@@ -86,14 +87,14 @@ impl Iterator for Waiting {
     }
 }
 
-/// A connection that no runtime has taken yet.
+/// A connection not yet registered with a runtime.
 pub(super) enum Program {
     Tcp(std::net::TcpStream),
     Unix(std::os::unix::net::UnixStream),
 }
 
 impl Program {
-    /// Ends it at once: a mere end would look like an answer without a byte.
+    /// Resets the connection: a plain close would look like an empty answer.
     pub(super) fn reset(self) {
         if let Self::Tcp(socket) = self {
             reset_at_end(&socket);
@@ -101,17 +102,17 @@ impl Program {
     }
 }
 
-/// Has a connection end with a reset once it is let go of.
+/// Makes a connection end with a reset when it is dropped.
 pub(super) fn reset_at_end(socket: &impl AsFd) {
-    // If that cannot be had, it ends like any other.
+    // If this fails, it ends like any other.
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Listens, and gives where that really is.
+/// Binds a listener; returns it with its actual address.
 ///
 /// # Errors
 ///
-/// `E_IO` if that cannot be had.
+/// `E_IO` if the address cannot be bound.
 pub(super) async fn bind(listen: &Endpoint) -> Result<(Listener, Endpoint), Fault> {
     let failed =
         |error: std::io::Error| Fault::new(Code::Io, format!("cannot listen at {listen}: {error}"));
@@ -129,14 +130,14 @@ pub(super) async fn bind(listen: &Endpoint) -> Result<(Listener, Endpoint), Faul
         Endpoint::Unix(path) => {
             let is_socket =
                 std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-            // One that is busy, or not ours to connect to, is somebody's.
+            // A socket that is busy, or that we may not connect to, is in use.
             let is_dead = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
             if is_socket && UnixStream::connect(path).await.is_err_and(is_dead) {
-                // Left by a tunnel that was killed; whatever else stands there is not ours to remove.
+                // Left by a tunnel that was killed. Anything else there is not ours to remove.
                 std::fs::remove_file(path).map_err(failed)?;
             }
             let listener = UnixListener::bind(path).map_err(failed)?;
-            // Applications run as other users; who may come here the folder says.
+            // Applications run as other users; the folder's permissions say who may connect.
             let mode = std::fs::Permissions::from_mode(0o666);
             std::fs::set_permissions(path, mode).map_err(failed)?;
             let place = Place::of(path).map_err(failed)?;
@@ -185,7 +186,7 @@ mod tests {
         }
         assert!(!path.exists());
         for program in taken {
-            // A runtime takes them.
+            // A runtime accepts these sockets.
             match program {
                 Program::Tcp(socket) => {
                     let socket = tokio::net::TcpStream::from_std(socket).unwrap();

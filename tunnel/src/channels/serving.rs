@@ -1,4 +1,4 @@
-//! The connections of a channel: taken in while there are places, and carried to its service.
+//! The connections of a channel: accepted while there are places, and carried to the service.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +20,7 @@ use crate::core::Core;
 use crate::streams::local::{self, Begun, StreamOrigin};
 use crate::streams::seats::{Seats, Share};
 
-/// How long a program that has connected waits for a link: it sees a pause, not a refusal.
+/// How long a program that has connected waits for a link. It sees a pause, not a refusal.
 const LINK_WAIT: Duration = Duration::from_secs(10);
 
 /// Pause after a failed accept, which mostly means that descriptors ran out.
@@ -36,7 +36,7 @@ pub(crate) struct Serving {
     pub stop: Shutdown,
 }
 
-/// A connection's place, given back when it is dropped.
+/// A connection's place; dropping it gives it back.
 #[derive(Debug)]
 pub(crate) struct Place {
     _permit: OwnedSemaphorePermit,
@@ -50,7 +50,7 @@ impl Drop for Place {
 }
 
 impl Serving {
-    /// A place for one more connection, if there is one.
+    /// Takes a place for one more connection, if one is free.
     pub(crate) fn place(&self) -> Option<Place> {
         let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
         self.figures.connections.fetch_add(1, Ordering::Relaxed);
@@ -63,17 +63,17 @@ impl Serving {
         })
     }
 
-    /// Whether a connection that begins now would have to wait for others to end.
+    /// Whether a new connection would have to wait for another to end.
     pub(crate) fn is_short(&self) -> bool {
         self.asks_seats(Seats::are_short)
     }
 
-    /// Whether connections that begin may soon have to wait for others to end.
+    /// Whether new connections may soon have to wait for others to end.
     pub(crate) fn has_few(&self) -> bool {
         self.asks_seats(Seats::are_few)
     }
 
-    /// Asks the seats with the channel's peer about the channel's share of them.
+    /// Asks a question about the channel's share of the seats with its peer.
     fn asks_seats(&self, question: impl Fn(&Seats, Leg, &Share) -> bool) -> bool {
         let spec = Arc::clone(&self.spec.borrow());
         let leg = spec.class.leg();
@@ -84,12 +84,12 @@ impl Serving {
         })
     }
 
-    /// What the channel is now, and every change of it.
+    /// Watches the channel's spec.
     pub(crate) fn spec(&self) -> watch::Receiver<Arc<ChannelSpec>> {
         self.spec.clone()
     }
 
-    /// Counts a datagram that came while too many waited.
+    /// Counts a datagram dropped because too many waited.
     pub(crate) fn count_dropped(&self) {
         self.figures.meter.dropped.fetch_add(1, Ordering::Relaxed);
         let spec = self.spec.borrow();
@@ -98,7 +98,7 @@ impl Serving {
         }
     }
 
-    /// Takes connections in until the listener is to stop.
+    /// Accepts connections until the listener must stop.
     pub(super) async fn accept(self, listener: Listener, mut stop: Shutdown) {
         let (mut all, failures) = (self.stop.clone(), Lines::default());
         loop {
@@ -120,13 +120,14 @@ impl Serving {
             self.admit(program);
         }
         let waiting = listener.close();
-        // Where another listener takes over nobody is let go of; a channel that is closed has none.
+        // If another listener takes over, waiting connections are carried; if the channel is
+        // closed, they are reset.
         if !all.is_requested() {
             waiting.for_each(|program| self.admit(program));
         }
     }
 
-    /// Begins to carry a connection, if there is a place for it.
+    /// Begins to carry a connection, or resets it if there is no place.
     fn admit(&self, program: Program) {
         let Some(place) = self.place() else {
             self.note(&Fault::new(Code::Busy, "too many connections"));
@@ -138,10 +139,10 @@ impl Serving {
         thread.spawn(self.clone().connection(program, place));
     }
 
-    /// Carries one connection, or until the channel is closed.
+    /// Carries one connection to its end, or until the channel is closed.
     fn connection(self, program: Program, place: Place) -> impl Future<Output = ()> {
         let mut stop = self.stop.clone();
-        // What is given to an async function it has twice: as it came, and as its own.
+        // Not an `async fn`: its future would store the arguments twice, as passed and as bound.
         async move {
             let _place = place;
             let ended = tokio::select! {
@@ -154,11 +155,11 @@ impl Serving {
         }
     }
 
-    /// Carries one connection to its end; a fault reaches the program as a reset.
+    /// Carries one connection to its end. The program sees a fault as a reset.
     async fn carry(&self, program: Program) -> Result<(), Fault> {
         let gone =
             |error: std::io::Error| Fault::new(Code::Gone, format!("the local program: {error}"));
-        // A socket belongs to the thread that first touches it, and this is that of its leg.
+        // A socket is registered with the thread that first uses it; this one is its leg's.
         match program {
             Program::Unix(socket) => {
                 let mut socket = UnixStream::from_std(socket).map_err(gone)?;
@@ -176,7 +177,7 @@ impl Serving {
         }
     }
 
-    /// Begins a stream to the channel's service as it is now, once there is a link.
+    /// Begins a stream to the service that the channel leads to now, after waiting for a link.
     pub(crate) async fn begin(&self) -> Result<Begun, Fault> {
         let spec = Arc::clone(&self.spec.borrow());
         let open = Open {
@@ -185,7 +186,7 @@ impl Serving {
             class: spec.class,
         };
         let mut changes = self.core.peer(&spec.peer)?.subscribe();
-        // Without a link in time the answer below says why.
+        // Without a link in time, `begin` below returns the reason.
         let linked = changes.wait_for(crate::links::peer::State::is_usable);
         let _ = tokio::time::timeout(LINK_WAIT, async { linked.await.is_ok() }).await;
         let began = Instant::now();
@@ -195,7 +196,7 @@ impl Serving {
             meter: Arc::clone(&self.figures.meter),
         };
         let begun = local::begin(&self.core, &open, kind).await;
-        // That there is no link is the link's to tell.
+        // A missing link is reported for the link, not for the channel.
         if begun.is_ok() || self.core.peer(&spec.peer)?.link().is_ok() {
             self.figures.note_opening(begun.as_ref().err());
         }
@@ -205,19 +206,19 @@ impl Serving {
         Ok(begun)
     }
 
-    /// Notes that the service takes datagrams.
+    /// Notes that the service accepts datagrams.
     pub(crate) fn note_served(&self) {
         self.figures.note_served();
     }
 
-    /// Notes that a flow was cut off because the service refused its datagrams, if that is why: without a link the link
-    /// tells more.
+    /// Notes that a flow was cut off because the service refused its datagrams, if that is the
+    /// reason: without a link, the link's own state tells more.
     pub(crate) fn note_refusal(&self, fault: &Fault) {
         let spec = Arc::clone(&self.spec.borrow());
         let peer = self.core.peers.get(&spec.peer);
         let is_linked = peer.is_some_and(|peer| peer.link().is_ok());
         if fault.code == Code::Unreachable && is_linked {
-            // The end of the stream says only that the peer cut it off.
+            // The stream's end says only that the peer cut it off.
             let detail = format!(
                 "service {} at {} takes no datagrams now; its tunnel's log says why",
                 spec.service, spec.peer
@@ -240,17 +241,17 @@ impl Serving {
     }
 }
 
-/// Silence after which a program's host is asked whether it is there: far below what a channel's places take to fill.
+/// Idle time before TCP keepalive probes begin: far less than it takes to fill a channel's places.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
-/// Pause between questions that are not answered.
+/// Interval between keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Questions without an answer after which its connection is over.
+/// Unanswered keepalive probes after which a connection is over.
 const KEEPALIVE_COUNT: u32 = 6;
 
-/// A TCP connection that ends with a reset unless it is kept: an end in the middle must not look like
-/// the end.
+/// A TCP connection that is reset when dropped unless it is kept: a stream cut off must not look
+/// like one that ended.
 #[derive(Debug)]
 pub(crate) struct Resetting {
     socket: TcpStream,
@@ -259,7 +260,7 @@ pub(crate) struct Resetting {
 
 impl Resetting {
     pub(crate) fn new(socket: TcpStream) -> Self {
-        // A message of an application must not wait for the next one; if that cannot be had, it waits.
+        // An application's message must not wait for the next one. If this fails, it does.
         let _ = socket.set_nodelay(true);
         keep_alive(&socket);
         Self {
@@ -272,14 +273,14 @@ impl Resetting {
         self.socket.split()
     }
 
-    /// It ended as it should.
+    /// Marks the connection as ended properly: no reset.
     pub(crate) const fn keep(&mut self) {
         self.is_kept = true;
     }
 }
 
-/// Has the system ask a program's host whether it is still there: one that lost its power says nothing, and would keep
-/// its connection's place for ever. Without it, it does.
+/// Enables TCP keepalive: a host that lost its power sends nothing, and would hold its connection's
+/// place for ever. If this fails, it does.
 fn keep_alive(socket: &TcpStream) {
     let _ = sockopt::set_socket_keepalive(socket, true)
         .and_then(|()| sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE))
@@ -299,8 +300,9 @@ impl Drop for Resetting {
 mod tests {
     use super::*;
 
-    /// Most that the task of a connection may take, 3.5 KiB, which is there for as long as the connection is: beside it stand
-    /// what the library keeps of a stream and the runtime of a socket, and together they are to be 8 KiB at most.
+    /// Most bytes of a connection's task, which exists as long as the connection: 3.5 KiB. With
+    /// what quinn keeps per stream and the runtime per socket, a connection should take at most 8
+    /// KiB.
     const CONNECTION_BYTES_MAX: usize = 7 << 9;
 
     fn bytes_of<T, F: Future>(_: impl FnOnce(T) -> F) -> usize {

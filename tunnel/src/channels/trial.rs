@@ -1,4 +1,5 @@
-//! A trial of a channel: a stream to its service that carries nothing, and shows whether programs would reach it.
+//! Trials of channels: a stream to the service that carries nothing and shows whether programs
+//! would reach it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,11 +14,12 @@ use crate::core::Core;
 use crate::operators::status::TrialView;
 use crate::streams::local::{self, StreamOrigin};
 
-/// How long the end of a trial's stream may take to be heard: a service that does not end its side is cut off then.
+/// How long a trial's stream may take to end; a service that does not end its side by then is cut
+/// off.
 const END_WAIT: Duration = Duration::from_secs(1);
 
 impl Channels {
-    /// Opens a stream to a channel's service as for a program, and ends it again.
+    /// Opens a stream to a channel's service as for a program, and ends it.
     ///
     /// # Errors
     ///
@@ -38,14 +40,14 @@ impl Channels {
         let began = Instant::now();
         let begun = local::begin(core, &open, kind).await;
         let took = began.elapsed();
-        // That there is no link is the link's to tell.
+        // A missing link is reported for the link, not for the channel.
         if begun.is_ok() || core.peer(&spec.peer)?.link().is_ok() {
             channel.figures.note_opening(begun.as_ref().err());
         }
         let problem = match begun {
             Ok(begun) => {
                 let nothing = (tokio::io::empty(), tokio::io::sink());
-                // How the service takes a connection without a word is its own business.
+                // How the service reacts to an empty connection does not matter.
                 let _ = timeout(END_WAIT, begun.live(core, nothing)).await;
                 None
             }

@@ -1,8 +1,8 @@
-//! What links will carry: each is looked at every second, its history is kept, and forecasts are made
-//! of it.
+//! Forecasts of what links will carry: samples each link every second, keeps the history, and
+//! forecasts from it.
 //!
-//! The sending side knows when the path was the limit, so it learns the capacity, and tells the receiving
-//! side, which sees what came and not what would have fitted.
+//! The sending side knows when the path was the limit, so it measures the capacity and tells the
+//! receiving side, which sees only what arrived, not what the path could have carried.
 
 mod files;
 mod views;
@@ -34,36 +34,40 @@ pub use views::{ForecastDocument, ForecastView, QuantilesView};
 
 pub(crate) use views::{Query, SCHEMA, bytes_per_second, cap_at, document};
 
-/// How often links are looked at, in seconds.
+/// Seconds between samples of a link.
 const LOOK_SECONDS: u32 = 1;
 
-/// Seconds that a probe speaks for: enough for its hour to be known by it, though it filled the path for
-/// less, since that was all it was for.
+/// Seconds that a probe's result counts for: enough to make its hour known. A probe fills the path
+/// for less than that, because measuring is its only purpose.
 const PROBE_SECONDS: u32 = 5;
 
-/// How often a history is written: an hour's loss is no loss, and a flash disk lasts.
+/// Seconds between writes of a history. Losing an hour of it does no harm, and a flash disk lasts
+/// longer.
 const SAVE_SECONDS: u64 = 3600;
 
-/// How long all histories may take to be written in the end: the service manager waits ten seconds for that and for the
-/// farewell.
+/// How long writing all histories may take at the end. The service manager waits ten seconds for
+/// this and the farewell.
 const SAVE_WAIT: Duration = Duration::from_secs(5);
 
-/// Looks of which it is remembered how much came: a peer's word is of the look before, comes within one and counts for
-/// two, and its looks are not ours.
+/// Samples for which the received bytes are remembered. A peer's claim is about its previous
+/// sample, arrives within one, and is compared with two samples in a row; its samples are not
+/// aligned with ours.
 const CAME_COUNT: usize = 4;
 
-/// How many times what came in two looks in a row a peer may say that its path carries by the second. A path counts as
-/// filled after a fifth of a second, and that may lie across a look.
+/// Largest claim of a peer about its path, per second, as a multiple of the bytes received in two
+/// consecutive samples. A path counts as filled after a fifth of a second, which may span two
+/// samples.
 const CLAIM_MAX: u64 = 5;
 
-/// How long the path must have been the limit within a look for its rate to count.
+/// How long the path must have been the limit within a sample for its rate to count.
 const FILLED_MIN: Duration = Duration::from_millis(300);
 
-/// The part of a cap, per mille, that what left on the wire must come to within a look for the cap to have
-/// been the limit: the shaper uses 98 % while anybody wants it, and looks are not exact to the millisecond.
+/// Part of a cap, per mille, that the bytes on the wire must reach within a sample for the cap to
+/// count as the limit. The shaper uses 98 % of the cap under load, and samples are not exact to the
+/// millisecond.
 const REACHED_PER_MILLE: u128 = 950;
 
-/// Which way bytes go.
+/// Direction of traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// From us to the peer.
@@ -94,31 +98,31 @@ pub(crate) struct Outlook {
 /// What is known of one peer.
 #[derive(Debug, Default)]
 struct PeerHistory {
-    /// By direction; none until the history has been read.
+    /// By direction; `None` until the history has been read.
     forecasters: Option<[Forecaster; 2]>,
-    /// They are being learnt anew.
+    /// Whether they are being learnt anew.
     is_learning: bool,
     seen: Option<Snapshot>,
-    /// What a probe found since the last look, in bytes per second.
+    /// Capacity found by a probe since the last sample, in bytes per second.
     probed: Option<u64>,
 }
 
-/// What had been counted at the last look.
+/// Counters at the time of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Snapshot {
     link: LinkId,
     at: Instant,
-    /// By the estimator.
+    /// Bytes and time for which the path was the limit, from the estimator.
     filled_bytes: u64,
     filled_time: Duration,
-    /// Bytes on the wire by direction, and the cap that holds for them.
+    /// Bytes on the wire and the cap in force, by direction.
     wire: [(u64, Option<Rate>); 2],
-    /// Bytes that came on the wire of this link, by look, newest first.
+    /// Bytes received on the wire of this link in each of the latest samples, newest first.
     came: [u64; CAME_COUNT],
 }
 
 impl Snapshot {
-    /// Notes what has come since the look before.
+    /// Records the bytes received since the previous sample.
     fn note_came(&mut self, before: Option<&Self>) {
         if let Some(before) = before.filter(|before| before.link == self.link) {
             self.came[1..].copy_from_slice(&before.came[..CAME_COUNT - 1]);
@@ -127,7 +131,8 @@ impl Snapshot {
         }
     }
 
-    /// Whether so much has come that a peer may have filled a path of this rate, in bytes per second.
+    /// Whether enough bytes arrived for the peer's claim to have filled a path of this rate, in
+    /// bytes per second, to be plausible.
     fn supports(&self, claim: u64) -> bool {
         let in_a_row = self
             .came
@@ -151,7 +156,7 @@ impl Outlook {
         }
     }
 
-    /// Does something with a peer's forecaster; `None` while its history has not been read.
+    /// Calls `what` with a peer's forecaster; `None` while its history has not been read.
     pub(crate) fn with<T>(
         &self,
         site: &Name,
@@ -165,14 +170,14 @@ impl Outlook {
             .map(|forecasters| what(&forecasters[direction as usize]))
     }
 
-    /// Takes what a probe found for the path's capacity.
+    /// Records the path's capacity as found by a probe.
     pub(crate) fn note_probe(&self, site: &Name, bytes_per_second: u64) {
         if let Some(known) = self.peers.get(site) {
             lock(known).probed = Some(bytes_per_second);
         }
     }
 
-    /// Reads what is kept of a peer; this takes a while, for all of it is learnt again.
+    /// Reads a peer's history. Takes a while, because everything is learnt again from it.
     fn load(&self, site: &Name) {
         let made = Direction::ALL.map(|direction| {
             let history = match &self.folder {
@@ -186,7 +191,8 @@ impl Outlook {
         }
     }
 
-    /// Learns anew what a clock that was put back has led astray; this takes as long as reading it.
+    /// Learns anew the forecasts that a clock that was put back has led astray. Takes as long as
+    /// `load`.
     fn learn_anew(&self, site: &Name) {
         let Some(known) = self.peers.get(site) else {
             return;
@@ -207,7 +213,7 @@ impl Outlook {
         lock(known).is_learning = false;
     }
 
-    /// Writes what is known of a peer.
+    /// Writes a peer's history.
     fn save(&self, site: &Name) {
         let Some(folder) = &self.folder else { return };
         for direction in Direction::ALL {
@@ -221,7 +227,7 @@ impl Outlook {
         }
     }
 
-    /// Looks at one peer's link; tells whether its forecasts have to be learnt anew.
+    /// Samples one peer's link; returns whether its forecasts must be learnt anew.
     #[must_use]
     fn look(&self, peer: &Peer, now: Moment) -> bool {
         let Some(known) = self.peers.get(&peer.site) else {
@@ -237,7 +243,8 @@ impl Outlook {
         if let Ok(link) = peer.link() {
             match send {
                 Sample::Capacity(rate) => link.news.filled(whole(rate)),
-                // To who receives, our cap is what the path carries; its own it knows.
+                // For the receiver, our own cap is the path's capacity. A cap that the receiver
+                // asked for it knows already.
                 Sample::CapLimited(cap) if limit_of(link.wanted_rate()) > cap => {
                     link.news.filled(whole(cap));
                 }
@@ -253,7 +260,7 @@ impl Outlook {
 }
 
 impl PeerHistory {
-    /// Whether something has to be learnt anew and is not yet.
+    /// Whether a forecaster must be learnt anew; true once, until that is done.
     fn has_to_learn(&mut self) -> bool {
         let is_astray =
             |forecasters: &[Forecaster; 2]| forecasters.iter().any(Forecaster::is_astray);
@@ -264,11 +271,11 @@ impl PeerHistory {
 }
 
 fn lock(known: &Mutex<PeerHistory>) -> MutexGuard<'_, PeerHistory> {
-    // A forecaster is whole between any two calls.
+    // A forecaster is consistent between any two calls, so poisoning is harmless.
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the last second was like, by direction.
+/// Samples the last second, by direction.
 fn sample(peer: &Peer, seen: &mut Option<Snapshot>) -> [Sample; 2] {
     let state = peer.state();
     let Some(link) = state.link.clone().filter(|_| state.is_usable()) else {
@@ -289,7 +296,7 @@ fn sample(peer: &Peer, seen: &mut Option<Snapshot>) -> [Sample; 2] {
     };
     now.note_came(seen.as_ref());
     let before = seen.replace(now);
-    // What a path loses is not carried, however much of the cap was sent.
+    // The path does not carry what it loses, however much of the cap was sent.
     let is_lossy = measured.lost_per_million >= LOSS_PER_MILLION;
     let [sent, received] = [measured.sent_per_second, measured.received_per_second].map(precise);
     let kept_below = link
@@ -304,8 +311,8 @@ fn sample(peer: &Peer, seen: &mut Option<Snapshot>) -> [Sample; 2] {
     [send, receive]
 }
 
-/// What the last second was like for who receives. What the peer says of its path is a hint: it counts as far as what
-/// came bears it out, and else what came is all that is known.
+/// Samples the last second for the receiver. The peer's claim about its path counts only if the
+/// received bytes support it; otherwise the received rate is all that is known.
 fn receiving(
     claim: Option<u64>,
     (before, now): (Option<Snapshot>, Snapshot),
@@ -319,7 +326,7 @@ fn receiving(
     }
 }
 
-/// The cap of a direction, in bytes per second, if it was the limit since the last look.
+/// Returns the cap of a direction, in bytes per second, if it was the limit since the last sample.
 fn reached(before: Option<Snapshot>, now: Snapshot, direction: usize) -> Option<f64> {
     let before = before.filter(|before| before.link == now.link)?;
     let ((bytes_before, cap_before), (bytes, cap)) = (before.wire[direction], now.wire[direction]);
@@ -330,7 +337,8 @@ fn reached(before: Option<Snapshot>, now: Snapshot, direction: usize) -> Option<
     is_reached.then(|| bytes_per_second(cap))
 }
 
-/// The rate since the last look, if the path was the limit for long enough.
+/// Returns the rate since the last sample, in bytes per second, if the path was the limit for long
+/// enough.
 fn filled(before: Option<Snapshot>, now: Snapshot) -> Option<f64> {
     let before = before.filter(|before| before.link == now.link)?;
     let bytes = now.filled_bytes.checked_sub(before.filled_bytes)?;
@@ -338,12 +346,12 @@ fn filled(before: Option<Snapshot>, now: Snapshot) -> Option<f64> {
     (time >= FILLED_MIN).then(|| precise(bytes) / time.as_secs_f64())
 }
 
-/// A cap in bytes per second, or what is above every rate.
+/// Returns a cap in bytes per second; infinity without one.
 fn limit_of(cap: Option<Rate>) -> f64 {
     cap.map_or(f64::INFINITY, bytes_per_second)
 }
 
-/// Looks at all links every second, and keeps what is learnt every hour, until the tunnel stops.
+/// Samples all links every second and writes the histories every hour, until the tunnel stops.
 pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
     let loading = Arc::clone(&core);
     let load = move || {
@@ -361,7 +369,7 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
             _ = looks.tick() => {}
         }
         let now = timetable::now();
-        // Each peer has its own second of the hour to be written in.
+        // Each peer's history is written in a different second of the hour.
         for (place, peer) in (0_u64..).zip(core.peers.values()) {
             if core.outlook.look(peer, now) {
                 let (core, site) = (Arc::clone(&core), peer.site.clone());
@@ -376,7 +384,8 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
     }
 }
 
-/// Writes what is known of all peers, once nothing more is learnt. What has not been read yet is not written over.
+/// Writes the histories of all peers at the end. A history that has not been read yet is not
+/// overwritten.
 pub(crate) async fn save_all(core: &Arc<Core>) {
     let left = Arc::new(AtomicUsize::new(core.peers.len()));
     let (core, unsaved) = (Arc::clone(core), Arc::clone(&left));
@@ -420,7 +429,7 @@ mod tests {
         }
     }
 
-    /// Looks at a link over which so many bytes came in each second; gives the last two.
+    /// Samples a link that received these bytes in each second; returns the last two samples.
     fn looked_at(came: &[u64]) -> (Option<Snapshot>, Snapshot) {
         let mut all = 0;
         let mut looks = (None, seen(1, 0, 0));
@@ -437,22 +446,22 @@ mod tests {
     #[test]
     fn a_peers_word_of_its_path_counts_as_far_as_what_came_bears_it_out() {
         let told = |came: &[u64], claim| receiving(Some(claim), looked_at(came), 700.0);
-        // A path that was full for the whole of a second, and one that was for a part of it.
+        // A path filled for the whole second, and one filled for part of it.
         for claim in [1_000_000, 3_000_000] {
             let sample = told(&[1_000_000, 1_000_000], claim);
             assert_eq!(sample, Sample::Capacity(precise(claim)));
         }
-        // 100 Gbit/s, said over a link that carries little more than that word.
+        // 100 Gbit/s, claimed over a link that carries little more than the claim.
         for came in [&[][..], &[0, 500], &[1_000_000, 0, 0, 0, 0, 500]] {
             let sample = told(came, 12_500_000_000);
             assert_eq!(sample, Sample::ApplicationLimited(700.0), "{came:?}");
         }
-        // The word of a fifth of a second that lies across two looks may come two looks later.
+        // A claim from a fifth of a second that spans two samples may arrive two samples later.
         let sample = told(&[0, 100_000, 100_000, 0, 0], 1_000_000);
         assert_eq!(sample, Sample::Capacity(1e6));
         let sample = told(&[0, 100_000, 100_000, 0, 0], 1_100_000);
         assert_eq!(sample, Sample::ApplicationLimited(700.0));
-        // Another link has carried nothing yet.
+        // The new link has carried nothing yet.
         let mut other = seen(2, 0, 0);
         other.wire[1].0 = 1_000_000;
         let (_, before) = looked_at(&[1_000_000, 1_000_000]);

@@ -408,7 +408,7 @@ async fn con_2_resets_pass_and_a_unix_service_gets_the_bytes_alone() {
     let mut heard = [0; 5];
     soon(remote.read_exact(&mut heard)).await.unwrap();
     assert_eq!(&heard, b"hello");
-    // It is closed with a byte unread, which causes a reset.
+    // The socket is closed with a byte unread, which causes a reset.
     local.write_all(b"!!").await.unwrap();
     soon(remote.read_exact(&mut [0])).await.unwrap();
     drop(remote);
@@ -544,7 +544,7 @@ async fn con_7_a_channel_carries_on_without_its_pusher_until_it_expires() {
     let mut brief = spec("till", "tcp:127.0.0.1:0", "east", 1);
     brief.expires_unix_seconds = Some(now_unix() + 8);
     let tcp = sites.address(&brief).await;
-    // The pusher does not renew it from here on; the link is lost in the meantime and comes back.
+    // The pusher does not renew it from here on. The link is lost and comes back in the meantime.
     let mut socket = connect(tcp, b"").await;
     socket.write_all(b"x").await.unwrap();
     soon(socket.read_exact(&mut [0])).await.unwrap();
@@ -726,7 +726,7 @@ async fn con_7_a_pushed_channel_keeps_the_port_that_the_system_gave_it() {
     let address = sites.address(&till(1)).await;
     let sites = sites.restarted(|_| ()).await;
     assert_eq!(sites.view("till").listen, format!("tcp:{address}"));
-    // Said again, and as the next generation, it stays there.
+    // Pushed again, and as the next generation, it stays at that address.
     for generation in [1, 2] {
         assert_eq!(sites.address(&till(generation)).await, address);
     }

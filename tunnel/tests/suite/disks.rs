@@ -1,4 +1,5 @@
-//! Files that fail between two starts, and a state folder whose disk fails while the tunnel runs.
+//! Files that become unreadable between two starts, and a state folder whose disk fails while the
+//! tunnel runs.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -51,7 +52,8 @@ async fn an_emptied_certificate_stops_no_start_after_a_good_one() {
     pair.edge = start_again(config).await;
     assert!(problem(&pair.edge).contains("cert.pem"));
     assert_eq!(metric(config, "towpath_cert_problem ").await, 1);
-    // The last good one is shown to peers, as it is while the tunnel runs.
+    // Peers are shown the last good certificate, as they would be if the file failed while the
+    // tunnel runs.
     pair.linked().await;
     let text = fs::read_to_string(kept).unwrap();
     assert!(!text.contains("PRIVATE"), "{text}");
@@ -78,7 +80,7 @@ async fn a_key_that_fits_no_certificate_leaves_a_tunnel_that_waits_for_one() {
             _ => (&mut pair.region, &pair.region_config),
         };
         let certificates = &config.certificates;
-        // The half of a renewal that a power cut leaves.
+        // Half of a renewal, as after a power cut: the key is new, the certificate is not.
         fs::copy(&new.key, &certificates.key).unwrap();
         let again = tunnel_again(tunnel, config).await;
         assert!(problem(&again).contains("is not the key of"));
@@ -154,7 +156,7 @@ async fn files_of_the_state_folder_that_cannot_be_read_stop_no_start() {
     assert!(folder.join("channels.damaged").exists());
     assert!(folder.join("revocations.damaged").exists());
     tunnel.stop().await;
-    // Without a list from anywhere it would let in whom it is to refuse.
+    // Without any revocation list the tunnel would admit hosts that it must refuse.
     fs::remove_file(folder.join("revocations.pem")).unwrap();
     fs::create_dir(folder.join("revocations.pem")).unwrap();
     fs::write(&crl, b"nothing").unwrap();
@@ -178,7 +180,7 @@ async fn t10_a_revocation_does_not_wait_for_the_state_folders_disk() {
     );
     until("the first list is kept", || kept.exists()).await;
     let first = fs::read(&kept).unwrap();
-    // Opening it waits until somebody reads, as a disk may that answers no more.
+    // Opening a FIFO blocks until somebody reads, as writing to a hung disk does.
     let made = Command::new("mkfifo").arg(&new).status().unwrap();
     assert!(made.success());
     let uri = "spiffe://shop.example/site/edge/host/box-1";
@@ -194,7 +196,7 @@ async fn t10_a_revocation_does_not_wait_for_the_state_folders_disk() {
     });
     timeout(Duration::from_secs(5), closed).await.unwrap();
     assert_eq!(fs::read(&kept).unwrap(), first);
-    // Now the disk answers, with an error first.
+    // Now the disk answers, first with an error.
     let reading = new.clone();
     let read = tokio::task::spawn_blocking(move || drop(File::open(reading)));
     read.await.unwrap();

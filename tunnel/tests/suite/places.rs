@@ -48,11 +48,13 @@ async fn applications_leave_a_move_its_streams() {
     soon(pair.open("echo", Class::App)).await.unwrap();
 }
 
-/// Asks of applications that wait for the peer take neither a move's places at the local socket nor all of the others.
+/// Applications that wait for the peer may occupy neither a move's places at the local socket nor
+/// all of the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn programs_that_wait_leave_places_to_a_move_and_to_others() {
     const PLACES: usize = 16;
-    /// Of the places, those that are not kept for moves, and the part of them in which programs may wait for one peer.
+    /// Places not reserved for moves, and how many of them programs may occupy while they wait for
+    /// the same peer.
     const OPEN: usize = PLACES - PLACES / 4;
     const WAITING: usize = OPEN / 2;
     let change = |edge: &mut Config, region: &mut Config| {
@@ -65,7 +67,7 @@ async fn programs_that_wait_leave_places_to_a_move_and_to_others() {
     for _ in 0..STREAMS - STREAMS / 4 {
         held.push(pair.open("echo", Class::App).await.unwrap());
     }
-    // The peer takes no more of them, so these wait until they are given up.
+    // The peer takes no more application streams, so these wait until they time out.
     let began = Instant::now();
     let asking = (0..PLACES).map(|_| {
         let socket = pair.edge_config.socket.clone();
@@ -335,7 +337,7 @@ async fn sources_of_datagrams_that_ask_once_leave_room_for_the_next() {
         assert!(asks(address).await, "question {question} has no answer");
         sleep(Duration::from_millis(300)).await;
     }
-    // They leave some streams to others.
+    // The flows end soon enough to leave streams to others.
     until("their flows end", || {
         pair.edge.status().links[0].streams <= u64::from(STREAMS / 2)
     })

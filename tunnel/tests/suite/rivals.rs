@@ -1,4 +1,4 @@
-//! Several tunnels that claim one place: copies of a host, and second hosts of a site.
+//! Several tunnels that claim the same place: copies of a host, and second hosts of a site.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn link(tunnel: &Tunnel) -> LinkView {
     tunnel.status().links.remove(0)
 }
 
-/// The edge's configuration for another tunnel beside it.
+/// The configuration of another tunnel beside the edge's, with the same identity.
 fn beside(pair: &Pair) -> Config {
     let mut config = pair.edge_config.clone();
     config.listen = None;
@@ -27,7 +27,7 @@ fn beside(pair: &Pair) -> Config {
     config
 }
 
-/// A host that was copied whole: of both tunnels one keeps the link, and the region names both.
+/// A host was copied completely: one of the two tunnels keeps the link, and the region names both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_tunnels_with_one_certificate_one_keeps_the_link_and_the_peer_names_both() {
     let pair = Pair::start().await;
@@ -52,13 +52,14 @@ async fn of_two_tunnels_with_one_certificate_one_keeps_the_link_and_the_peer_nam
     assert!(told.remedy.unwrap().contains("a certificate of its own"));
     assert_eq!(link(&pair.edge).state, LinkState::Down);
     load.end().await;
-    // The place is free once the other one leaves.
+    // The copy's stop frees the place.
     copy.stop().await;
     pair.linked().await;
     echo.abort();
 }
 
-/// The region hears nothing of the end of the tunnel that has the link, and the other one is not kept out by a dead link.
+/// The tunnel that has the link vanishes without a farewell; its dead link must not keep the other
+/// tunnel out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tunnel_gets_its_place_back_soon_after_its_copy_has_vanished() {
     let pair = Pair::start().await;

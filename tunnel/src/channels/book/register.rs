@@ -1,6 +1,6 @@
-//! What is remembered of channels over a restart of the tunnel, and its text. Pure.
+//! The register: the text in which pushed channels are kept over a restart. Pure.
 //!
-//! Only what was pushed is remembered: what stands in the configuration is read from there again.
+//! Only pushed channels are kept: configured ones are read from the configuration again.
 
 use std::fmt;
 
@@ -11,14 +11,14 @@ use towpath_protocol::identity::Name;
 
 use super::{Book, CHANNEL_COUNT_MAX, ChannelSpec};
 
-/// Most bytes of the text: twice as many names as there may be channels, each with paths of the length
-/// that Unix sockets allow.
+/// Most bytes of the text: room for twice as many names as there may be channels, each with a Unix
+/// socket path of the longest length.
 pub(crate) const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Says what the text is, and which way it is written.
+/// Identifies the text and its format.
 const SCHEMA: &str = "towpath.v1.channel-register";
 
-/// What is remembered.
+/// The content of the register.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Register {
@@ -33,14 +33,16 @@ struct Register {
 struct Entry {
     name: Name,
     generation: u64,
-    /// Nothing for one that was removed: older generations stay refused. One that has expired is judged anew.
+    /// `None` for a removed channel, whose older generations stay refused. Whether a channel has
+    /// expired is judged anew after a restart.
     spec: Option<ChannelSpec>,
 }
 
-/// Most names in the text: those of channels, and as many that were removed.
+/// Most names in the text: the channels, and as many removed ones.
 const NAME_COUNT_MAX: usize = 2 * CHANNEL_COUNT_MAX;
 
-/// Reads as many names as a book may have and no more: a text of more would first take ten times its bytes.
+/// Reads at most as many names as a book may have: parsing more of them could take ten times the
+/// text's size in memory.
 fn few<'de, D: Deserializer<'de>>(names: D) -> Result<Vec<Entry>, D::Error> {
     struct Few;
     impl<'de> Visitor<'de> for Few {
@@ -65,11 +67,11 @@ fn few<'de, D: Deserializer<'de>>(names: D) -> Result<Vec<Entry>, D::Error> {
 }
 
 impl Book {
-    /// What is to be remembered of it.
+    /// Encodes the pushed channels.
     ///
     /// # Errors
     ///
-    /// `E_IO` if it is too long, which the bounds of a book exclude.
+    /// `E_IO` if the text is too long, which the bounds of a book exclude.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, Fault> {
         let pushed = self.0.iter().filter(|(_, known)| known.is_pushed);
         let known = pushed.map(|(name, known)| Entry {
@@ -87,11 +89,11 @@ impl Book {
             .ok_or_else(|| Fault::new(Code::Io, "the register of channels is too long"))
     }
 
-    /// A book of what was remembered.
+    /// Decodes a book.
     ///
     /// # Errors
     ///
-    /// `E_META` if that is not what a book would have said.
+    /// `E_META` if no book would be encoded so.
     pub(crate) fn decode(text: &[u8]) -> Result<Self, Fault> {
         let wrong = |why: String| Fault::new(Code::Meta, format!("the register of channels {why}"));
         if text.len() > TEXT_BYTES_MAX {

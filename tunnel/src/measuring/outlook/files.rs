@@ -1,4 +1,4 @@
-//! The files that histories are kept in: replaced whole, set aside when damaged.
+//! Files of the histories: replaced atomically, set aside when damaged.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use towpath_protocol::identity::Name;
 use super::Direction;
 use crate::state_files::{Aside, Folder};
 
-/// What is kept of one direction to a peer; nothing, with a word in the log, if it cannot be read: then the file is set
-/// aside.
+/// Reads the history of one direction to a peer. A file that cannot be read is set aside, with a
+/// line in the log, and the history is empty.
 pub(super) fn load(folder: &Folder, site: &Name, direction: Direction) -> History {
     let name = name_of(site, direction);
     let Some(bytes) = folder.read(&name, ENCODED_BYTES_MAX) else {
@@ -21,13 +21,13 @@ pub(super) fn load(folder: &Folder, site: &Name, direction: Direction) -> Histor
             Code::Version => Aside::Newer,
             _ => Aside::Damaged,
         };
-        // The forecast begins anew.
+        // The forecast starts from nothing.
         folder.set_aside(&name, how, &fault);
         History::default()
     })
 }
 
-/// Replaces what is kept.
+/// Replaces the history's file.
 pub(super) fn save(
     folder: &Folder,
     site: &Name,
@@ -37,9 +37,9 @@ pub(super) fn save(
     folder.replace(&name_of(site, direction), bytes)
 }
 
-/// Name of a file in the state folder.
+/// Path of a history's file within the state folder.
 fn name_of(site: &Name, direction: Direction) -> PathBuf {
-    // Names are letters, digits, `.`, `_` and `-`, and begin with neither a dot nor a dash.
+    // Names consist of letters, digits, `.`, `_` and `-`, and begin with neither a dot nor a dash.
     Path::new("forecast").join(format!("{site}.{}.history", direction.as_str()))
 }
 
@@ -79,7 +79,7 @@ mod tests {
         let (folder, _) = Folder::open(state.path()).unwrap();
         let site: Name = "region".parse().unwrap();
         let path = state.path().join(name_of(&site, Direction::Send));
-        // No file, as one on a disk that fails is none.
+        // A folder in the file's place stands for a file on a failing disk: reading it fails.
         fs::create_dir_all(&path).unwrap();
         let nothing = load(&folder, &site, Direction::Send);
         assert_eq!(nothing, History::default());
@@ -87,7 +87,7 @@ mod tests {
         save(&folder, &site, Direction::Send, &nothing.encode()).unwrap();
     }
 
-    /// The checksum that a history ends with.
+    /// The checksum at the end of a history.
     fn crc32c(bytes: &[u8]) -> u32 {
         let shifted = |crc: u32, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
         let next = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), shifted);

@@ -1,4 +1,4 @@
-//! Forecasts as operators and programs read them.
+//! Forecasts as shown to operators and programs.
 
 use serde::{Deserialize, Serialize};
 use towpath_forecast::count::{precise, whole};
@@ -19,7 +19,7 @@ use crate::shaping::timetable;
 /// The schema's name beside a [`ForecastDocument`].
 pub(crate) const SCHEMA: &str = "towpath.v1.forecast";
 
-/// The moments that are shown where none is asked for, in seconds from now.
+/// Horizons shown if no moment is asked for, in seconds from now.
 pub(crate) const HORIZONS: [(&str, u64); 7] = [
     ("1s", 1),
     ("10s", 10),
@@ -33,86 +33,90 @@ pub(crate) const HORIZONS: [(&str, u64); 7] = [
 /// What a link is expected to carry at a moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ForecastView {
-    /// Which way: `send` or `receive`.
+    /// Direction: `send` or `receive`.
     pub direction: String,
     /// How far ahead, as in `24h`.
     pub horizon: String,
     /// The moment, in seconds since 1970.
     pub at_unix_seconds: u64,
-    /// The rate, in bits per second; nothing while neither the link's capacity is known nor that it
-    /// carries the cap.
+    /// The rate, in bits per second; absent while it is known neither what the link's capacity is
+    /// nor that the link carries the cap.
     pub quantiles: Option<QuantilesView>,
-    /// The cap at that moment, in bits per second; the quantiles keep to it.
+    /// The cap at that moment, in bits per second; no quantile exceeds it.
     pub cap_bits_per_second: Option<u64>,
 }
 
 /// Quantiles of a rate, in bits per second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QuantilesView {
-    /// More, with nine chances in ten.
+    /// 10th percentile: the rate is higher than this with a probability of 90 %.
     pub p10_bits_per_second: u64,
-    /// As likely more as less.
+    /// Median: the rate is as likely higher as lower.
     pub p50_bits_per_second: u64,
-    /// Less, with nine chances in ten.
+    /// 90th percentile: the rate is lower than this with a probability of 90 %.
     pub p90_bits_per_second: u64,
-    /// How much they are to be relied on: `low`, `medium` or `high`.
+    /// How reliable the quantiles are: `low`, `medium` or `high`.
     pub confidence: String,
-    /// Seconds since the link's capacity was last seen, or its cap reached.
+    /// Seconds since the link's capacity was last measured, or its cap last reached.
     pub age_seconds: u64,
 }
 
-/// What is forecast for one direction of a link.
+/// The forecast for one direction of a link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ForecastDocument {
     /// The peer's site.
     pub peer: String,
-    /// Which way: `send` or `receive`.
+    /// Direction: `send` or `receive`.
     pub direction: String,
-    /// When it was made, in seconds since 1970.
+    /// When the forecast was made, in seconds since 1970.
     pub now_unix_seconds: u64,
-    /// Hours of the past weeks whose capacity is known.
+    /// Hours of the past weeks for which the capacity is known.
     pub known_hours: u64,
-    /// The most that went through in five seconds of the last day, in bits per second, under the cap that holds now:
-    /// the link carries this or more. Nothing beside quantiles, which say more.
+    /// The highest rate over five seconds of the last day, in bits per second, limited to the
+    /// present cap: the link carries at least this. Absent if there are quantiles, which say more.
     pub at_least_bits_per_second: Option<u64>,
     /// The forecasts.
     pub forecasts: Vec<ForecastView>,
-    /// The bytes that were asked for.
+    /// The number of bytes asked about.
     pub bytes: Option<u64>,
-    /// Whether what the link carries is known, under the cap that holds as they would begin: if it is not, nor is when
-    /// they would be through. Nothing if no bytes were asked for.
+    /// Whether the completion of the transfer can be forecast: whether it is known what the link
+    /// carries under the cap in force when the transfer would begin. Absent if no bytes were asked
+    /// about.
     pub through_is_known: Option<bool>,
-    /// When they would be through as likely as not, in seconds since 1970; nothing if not within a week,
-    /// or not known.
+    /// When the transfer would complete with a probability of 50 %, in seconds since 1970; absent
+    /// if that is unknown or more than a week away.
     pub through_p50_unix_seconds: Option<u64>,
-    /// When they would be through if every hour were as slow as one in ten is.
+    /// When the transfer would complete if every hour were as slow as one in ten is, in seconds
+    /// since 1970.
     pub through_p90_unix_seconds: Option<u64>,
 }
 
-/// What can be asked.
+/// Parameters of a forecast request.
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Query {
     /// The peer's site.
     peer: String,
-    /// Which way: `send`, which is meant without it, or `receive`.
+    /// Direction: `send` (the default) or `receive`.
     #[serde(default)]
     direction: Option<String>,
-    /// One moment within seven days, in seconds since 1970; several without it.
+    /// A moment within the next seven days, in seconds since 1970; without it, the answer covers
+    /// several horizons.
     #[serde(default)]
     at: Option<u64>,
-    /// Bytes, to be told when so many would be through if sending began at the moment asked for, or now.
+    /// Size of a transfer in bytes, to forecast when it would complete if it began at the moment
+    /// asked for, or now.
     #[serde(default)]
     bytes: Option<u64>,
 }
 
-/// Answers a question.
+/// Answers a forecast request.
 ///
 /// # Errors
 ///
-/// `E_NOT_FOUND` for a site that is no peer, `E_USAGE` for a time that is not within the coming week,
-/// `E_STATE` while the history is being read.
+/// `E_NOT_FOUND` for a site that is not a peer, `E_USAGE` for an unknown direction or a moment
+/// outside the next seven days, `E_STATE` while the history is being read.
 pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<ForecastDocument, Fault> {
     let shown = shown(&query.peer);
     let unknown = || {
@@ -163,7 +167,7 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
     made.ok_or_else(|| Fault::new(Code::State, "the history is still being read"))
 }
 
-/// What so many bytes of programs come to on the wire, which is what forecasts and caps count.
+/// Converts bytes of programs to bytes on the wire, which is what forecasts and caps count.
 fn on_wire(bytes: u64) -> u64 {
     let whole = u128::from(bytes) * u128::from(WIRE_BYTES_PER_THOUSAND) / 1000;
     u64::try_from(whole).unwrap_or(u64::MAX)
@@ -181,7 +185,7 @@ fn direction(asked: Option<&str>) -> Result<Direction, Fault> {
     })
 }
 
-/// How far ahead a moment is, with the words for it.
+/// Returns how far ahead a moment is, as text and in seconds.
 fn ahead(at: u64, now: Moment) -> Result<(String, u64), Fault> {
     let ahead = at.checked_sub(now.unix_seconds());
     match ahead.filter(|ahead| *ahead <= HORIZON_SECONDS_MAX) {
@@ -231,7 +235,7 @@ fn quantiles(prediction: &Prediction) -> QuantilesView {
     }
 }
 
-/// Most that may go a way at a moment: what a peer wants now, it is taken to want later too.
+/// Returns the cap of a direction at a moment. A cap that the peer asks for now is assumed to last.
 pub(crate) fn cap_at(peer: &Peer, direction: Direction, at: Moment) -> Option<Rate> {
     match direction {
         Direction::Send => {
@@ -245,7 +249,7 @@ pub(crate) fn cap_at(peer: &Peer, direction: Direction, at: Moment) -> Option<Ra
     }
 }
 
-/// A cap in bytes per second.
+/// Converts a cap to bytes per second.
 pub(crate) const fn bytes_per_second(cap: Rate) -> f64 {
     precise(cap.bytes_per_second())
 }
@@ -255,7 +259,7 @@ fn bits(bytes_per_second: f64) -> u64 {
 }
 
 impl Outlook {
-    /// What is forecast for a peer, both ways and at each of [`HORIZONS`].
+    /// Returns a peer's forecasts, in both directions and at each of [`HORIZONS`].
     pub(crate) fn views(&self, peer: &Peer, now: Moment) -> Vec<ForecastView> {
         let of = |direction: Direction| {
             self.with(&peer.site, direction, |forecaster| {
@@ -268,7 +272,7 @@ impl Outlook {
         known.filter(|view| view.quantiles.is_some()).collect()
     }
 
-    /// What is forecast for a peer under its cap: horizon and prediction, for the metrics.
+    /// Returns a peer's predictions under its cap, by horizon, for the metrics.
     pub(crate) fn predictions(
         &self,
         peer: &Peer,
