@@ -45,10 +45,10 @@ pub(crate) use serving::{Place, Resetting, Serving};
 /// Connections, or sources of datagrams, of one channel at once.
 const CONNECTION_COUNT_MAX: usize = 256;
 
-/// Where what was pushed is kept, in the state folder.
+/// File of the pushed channels in the state folder.
 const BOOK_FILE: &str = "channels.json";
 
-/// Interval at which channels are looked at: what has expired ends, and the rates are measured.
+/// Interval at which expired channels are closed and rates are measured.
 const TICK: Duration = Duration::from_secs(1);
 
 /// All channels of a tunnel.
@@ -105,7 +105,7 @@ impl Started<'_> {
         }
     }
 
-    /// Replaces the old channel: new connections take the new way from here on.
+    /// Replaces the old channel: new connections lead to the new service from here on.
     fn keep(mut self) {
         let old = self.old.take();
         if let Some(figures) = self.new.as_ref().or(old.as_deref()).map(|one| &one.figures) {
@@ -114,7 +114,7 @@ impl Started<'_> {
         if let Some(old) = &old
             && old.spec().listen.is_datagrams() == self.spec.listen.is_datagrams()
         {
-            // Connections still waiting at a closing listener take the new way too.
+            // Connections still waiting at a closing listener lead to the new service too.
             old.spec.send_replace(Arc::clone(&self.spec));
         }
         if let Some(new) = self.new.take() {
@@ -269,8 +269,8 @@ impl Channels {
         written.map_err(|error| Fault::new(Code::State, error.to_string()))?
     }
 
-    /// Opens a pushed channel, or changes it: new connections take the new way at once, existing
-    /// ones stay on the old way until they end.
+    /// Opens a pushed channel, or changes it: new connections lead to the new service at once,
+    /// existing ones keep the old one until they end.
     ///
     /// # Errors
     ///

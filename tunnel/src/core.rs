@@ -156,7 +156,7 @@ impl Core {
         self.limits.stall_wait.duration()
     }
 
-    /// How long a preamble may take.
+    /// How long to wait for a preamble.
     pub(crate) const fn preamble_wait(&self) -> Duration {
         self.limits.preamble_wait.duration()
     }

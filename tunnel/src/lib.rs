@@ -15,16 +15,16 @@
 //! | [`config`], `reload` | the configuration file, and reading it again |
 //! | `core` | what all parts of a running tunnel share |
 //! | `links` | links to peers: dialled, accepted, watched, replaced |
-//! | `trust` | who we are, whom we trust; certificates exchanged while links live |
+//! | `trust` | our identity, and whom we trust; certificates replaced while links live |
 //! | `quic` | the QUIC library's settings, sockets, threads and timers |
-//! | `path` | what a path carries, and how much may be under way; pure |
-//! | `shaping` | caps on the wire, and whose bytes go next |
+//! | `path` | estimates of what a path carries, and how much may be in flight; pure |
+//! | `shaping` | caps on the wire, and the order in which streams send |
 //! | `streams` | streams: opened, accepted, copied, resumed over the next link |
 //! | [`channels`] | listeners that are joined to a peer's services |
 //! | `measuring` | forecasts, probes, the bench service |
 //! | `operators` | the HTTP API, status, the status page, metrics, the service manager |
 //! | `state_files` | files of the state folder |
-//! | `places` | how many of something each of many has; pure |
+//! | `places` | counts of concurrent uses per key; pure |
 //! | [`foreign`] | parsers of foreign bytes, for fuzzers |
 #![forbid(unsafe_code)]
 

@@ -1,14 +1,14 @@
-//! The QUIC library and the sockets under it.
+//! Quinn, the QUIC library, and the sockets under it.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`transport`] | every setting of QUIC, with its reason |
-//! | `congestion` | the congestion controller that the library calls |
+//! | `congestion` | the congestion controller that quinn calls |
 //! | `threads` | the two threads that carry bytes, one per leg |
 //! | `batch` | sockets that send and receive packets in batches |
 //! | `alarm` | timers that are exact to the microsecond |
-//! | `lingering` | ending connections that the library would keep |
-//! | `malformed` | counting datagrams that are no QUIC packets |
+//! | `lingering` | ending closed connections that quinn would keep |
+//! | `malformed` | counting datagrams that are not QUIC packets |
 //! | `wire` | reading and writing our messages on QUIC streams |
 
 pub(crate) mod alarm;

@@ -5,11 +5,11 @@
 //! |---|---|
 //! | `local` | the Unix socket on which local programs open streams |
 //! | `serve` | streams that a peer begins, and the services they lead to |
-//! | `seats` | how many streams this side may have with a peer |
-//! | `table` | the streams that live, by number; meters of bytes |
+//! | `seats` | limits on the streams that this side begins with a peer |
+//! | `table` | the live streams, by number; meters of bytes |
 //! | `life` | a stream from its beginning to its end, over as many links as it takes |
 //! | `carrier` | the QUIC stream that carries a stream now |
-//! | `resume` | offsets and tails: what a stream keeps to go on over another link; pure |
+//! | `resume` | offsets and tails: the state that lets a stream resume over another link; pure |
 //! | `tails` | how long the unacknowledged tail of a stream may be |
 //! | `pump`, `pool` | copying between a program's socket and a QUIC stream; buffers for that |
 //! | `datagrams` | UDP flows in QUIC datagrams |

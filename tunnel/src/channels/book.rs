@@ -40,7 +40,7 @@ pub struct ChannelSpec {
     /// The service there, which names who may reach it.
     #[schema(value_type = String, example = "till")]
     pub service: Name,
-    /// Class of its traffic: its priority when the link is short of capacity.
+    /// Class of its traffic, which sets its priority when the link is short of capacity.
     #[serde(default = "app")]
     #[schema(value_type = String, example = "app")]
     pub class: Class,
@@ -200,7 +200,8 @@ impl Book {
             is_pushed: origin == Origin::Pushed,
         };
         self.0.insert(spec.name.clone(), known);
-        // Closed names are forgotten by lowest generation, which nobody is likely to push again.
+        // Of closed or expired names, the one with the lowest generation is forgotten first: nobody
+        // is likely to push that again.
         while self.0.len() > 2 * CHANNEL_COUNT_MAX {
             let removed = self.0.iter().filter(|(_, known)| known.open().is_none());
             let oldest = removed.min_by_key(|(_, known)| known.generation);

@@ -14,7 +14,7 @@ use super::{Channel, ChannelSpec, Channels, Started, is_in_the_way, locked, now_
 use crate::core::Core;
 use crate::operators::status::ChannelOrigin;
 
-/// Pauses between attempts to open a channel whose address could not be had.
+/// Pauses between attempts to open a channel whose address could not be bound.
 const LATE_PAUSE_FIRST: Duration = Duration::from_secs(1);
 const LATE_PAUSE_LONGEST: Duration = Duration::from_secs(60);
 
@@ -179,7 +179,7 @@ impl Channels {
         }
     }
 
-    /// Opens a channel from before a restart, unless it was changed since.
+    /// Opens a channel that was pushed before, unless it was changed since.
     async fn have_listen(&self, core: &Arc<Core>, spec: &Arc<ChannelSpec>) -> Result<(), Fault> {
         let book = self.book.lock().await;
         let known = self.find(&spec.name);

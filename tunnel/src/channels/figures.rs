@@ -16,7 +16,7 @@ pub(crate) struct Figures {
     pub connections: AtomicU64,
     pub connections_total: AtomicU64,
     pub errors: AtomicU64,
-    /// How long the last connection waited for the peer's service, in microseconds.
+    /// How long the latest connection waited for the peer's service, in microseconds.
     pub open_us: AtomicU64,
     /// Bytes per second over the last measuring interval.
     pub sent_per_second: AtomicU64,

@@ -50,8 +50,8 @@ const SAVE_SECONDS: u64 = 3600;
 const SAVE_WAIT: Duration = Duration::from_secs(5);
 
 /// Samples for which the received bytes are remembered. A peer's claim is about its previous
-/// sample, arrives within one, and is compared with two samples in a row; its samples are not
-/// aligned with ours.
+/// sample, arrives within one more and stays valid for two; and its samples are not aligned with
+/// ours.
 const CAME_COUNT: usize = 4;
 
 /// Largest claim of a peer about its path, per second, as a multiple of the bytes received in two
@@ -243,8 +243,8 @@ impl Outlook {
         if let Ok(link) = peer.link() {
             match send {
                 Sample::Capacity(rate) => link.news.filled(whole(rate)),
-                // For the receiver, our own cap is the path's capacity. A cap that the receiver
-                // asked for it knows already.
+                // For the receiver, our own cap is what the path carries. A cap that the receiver
+                // asked for is not reported back.
                 Sample::CapLimited(cap) if limit_of(link.wanted_rate()) > cap => {
                     link.news.filled(whole(cap));
                 }
@@ -260,7 +260,8 @@ impl Outlook {
 }
 
 impl PeerHistory {
-    /// Whether a forecaster must be learnt anew; true once, until that is done.
+    /// Whether a forecaster must be learnt anew. Returns `true` once, then `false` until that is
+    /// done.
     fn has_to_learn(&mut self) -> bool {
         let is_astray =
             |forecasters: &[Forecaster; 2]| forecasters.iter().any(Forecaster::is_astray);

@@ -42,11 +42,10 @@ pub(crate) fn is_malformed(datagram: &[u8]) -> bool {
     }
     let is_short = datagram.len() < INITIAL_BYTES_MIN;
     let parser = FixedLengthConnectionIdParser::new(0);
-    // `true`: the fixed bit may be zero (RFC 9287).
+    // The last argument permits a zero fixed bit (RFC 9287).
     match PartialDecode::new(BytesMut::from(datagram), &parser, &[VERSION], true) {
         Ok(_) => is_short && first & TYPE == 0,
-        // Answered with a version negotiation packet, unless the datagram is shorter than the
-        // minimum.
+        // Answered with a version negotiation packet, unless it is too short for an Initial.
         Err(PacketDecodeError::UnsupportedVersion { .. }) => is_short,
         Err(_) => true,
     }

@@ -66,8 +66,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// flow.
 const BRIEF_IDLE_MAX: Duration = Duration::from_secs(5);
 
-/// Datagrams out up to which a flow counts as brief: a resolver asks for both kinds of addresses at
-/// once.
+/// Datagrams sent up to which a flow counts as brief: a resolver asks for both kinds of addresses
+/// at once.
 const QUESTION_COUNT_MAX: u64 = 2;
 
 /// Silence after which the longest silent flow may be ended to make room for another source.
@@ -80,7 +80,7 @@ const TURN_WAIT: Duration = Duration::from_millis(50);
 /// How long to wait for a flow's stream to end properly.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// How long answers are accepted over a channel's earlier way.
+/// How long answers are still accepted from the service that a channel led to before.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 
 /// Bytes of large datagrams buffered for the stream.
@@ -510,8 +510,8 @@ impl Mailbox {
     }
 }
 
-/// Flows over a channel's earlier way: nothing more is sent over them, but answers are still
-/// accepted.
+/// Flows to the service that the channel led to before: nothing more is sent over them, but answers
+/// are still accepted.
 #[derive(Debug)]
 struct Leaving {
     flows: HashMap<SocketAddr, Mailbox>,
@@ -570,7 +570,8 @@ impl Sources {
         })
     }
 
-    /// Makes every source take the new way from here on. Flows that were already leaving end.
+    /// Makes every source begin a new flow, to the channel's new service, with its next datagram.
+    /// Flows that were already leaving end.
     fn take_leave(&mut self) {
         self.leaving = Some(Leaving {
             flows: std::mem::take(&mut self.mailboxes),
@@ -625,9 +626,9 @@ impl Sources {
 }
 
 /// Listens for a channel's datagrams: each source is a flow. If the channel is changed to lead
-/// elsewhere, sources take the new way with their next datagram, and earlier questions can still be
-/// answered. If the channel only listens elsewhere, answers still go out from this socket until
-/// `leave`, the second of the two shutdown signals.
+/// elsewhere, sources begin new flows with their next datagrams, and answers to earlier questions
+/// are still accepted. If the channel only moves to another address, answers still go out from this
+/// socket for [`LEAVE_WAIT`], or until `leave`, the second of the two shutdown signals.
 pub(crate) async fn listen(
     serving: Serving,
     socket: UdpSocket,

@@ -147,8 +147,9 @@ async fn serve(core: &Arc<Core>, leg: Leg, mut carrier: Carrier, strikes: &Strik
 /// Counts a QUIC stream without a valid preamble; a peer with several of these within a minute
 /// loses its link.
 fn strike(core: &Core, link: &Link, fault: &Fault, strikes: &Strikes) {
-    // A program that gives up at once, or a lost link, ends a stream before its preamble: no
-    // strike. Nor does a link count that is over: an earlier strike may have closed it.
+    // No strike: a program that gives up at once, or a lost link, ends a stream before its
+    // preamble. Streams of a link that is over do not count either: an earlier strike may have
+    // closed it.
     if fault.code == Code::Unreachable || link.is_over() {
         tracing::debug!(peer = %link.peer, %fault, "stream taken back");
         return;
@@ -248,7 +249,7 @@ pub(crate) async fn live(core: Arc<Core>, begun: Begun, program: Program) {
     }
 }
 
-/// Registers a stream and connects it to its service, if the peer may reach that (T15).
+/// Registers a stream and connects it to its service, if the peer may reach it (T15).
 async fn admit(
     core: &Core,
     peer: &Peer,
