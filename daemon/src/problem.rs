@@ -17,11 +17,11 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = ProblemView)]
 pub struct Problem {
-    /// The stable code, `E_...`; a newer daemon may send one that we do not know.
+    /// The stable code, `E_...`. A newer daemon may send codes that older clients do not know.
     pub code: String,
-    /// One sentence.
+    /// What went wrong, in one sentence.
     pub message: String,
-    /// What failed, with its values.
+    /// The cause: what failed, with the values involved.
     pub cause: String,
     /// What the operator can do.
     pub remedy: String,

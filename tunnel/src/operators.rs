@@ -1,13 +1,13 @@
-//! What people, scripts and the service manager see.
+//! Views of the tunnel for people, scripts and the service manager.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
 //! | `admin` | the HTTP API |
 //! | [`status`] | the `/status` document |
-//! | `health` | the state of a link, its reason and its remedy; pure |
+//! | `health` | judges the state of a link, with reason and remedy; pure |
 //! | `metrics` | the `/metrics` document |
-//! | `page`, `last_hour` | the status page, and the hour of samples that it draws |
-//! | `service_manager` | readiness, watchdog and reload, as systemd sees them |
+//! | `page`, `last_hour` | the status page, and the hour of samples in its charts |
+//! | `service_manager` | status line, watchdog and reload for systemd |
 
 pub(crate) mod admin;
 pub(crate) mod health;

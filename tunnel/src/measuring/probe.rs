@@ -66,14 +66,14 @@ const CAP_REACHED: u64 = 8;
 /// Bytes written at once; bulk is sent in pieces of this size.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// What a probe may cost.
+/// The budget of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeRequest {
-    /// Most bytes to send.
+    /// Most bytes to send, from 64 KiB to 1 GiB.
     #[serde(default = "bytes_default")]
     pub bytes: u64,
-    /// Most milliseconds to send for.
+    /// Longest time to send, in milliseconds, from 1 to 30000.
     #[serde(default = "time_default")]
     pub time_ms: u64,
 }
@@ -86,35 +86,37 @@ fn time_default() -> u64 {
     millis(TIME_DEFAULT)
 }
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ProbeView {
     /// The peer's site.
     pub peer: String,
-    /// Most bytes that were to be sent.
+    /// The budget in bytes.
     pub budget_bytes: u64,
-    /// Bytes that came, as the peer counted them.
+    /// Bytes that arrived, as the peer counted them.
     pub bytes: u64,
-    /// From the first of them to the peer's word, in milliseconds.
+    /// Time from the first byte to the peer's answer, in milliseconds.
     pub time_ms: u64,
-    /// What the path carries, or at least carries, in bits per second.
+    /// Rate the path carries if `is_capacity`, else a lower bound of it, in bits per second.
     pub bits_per_second: u64,
-    /// Whether the path was full for long enough: then this is what it carries, and the forecasts take it
-    /// so. Else it is what was sent.
+    /// Whether the path was full for long enough. If so, `bits_per_second` is its capacity, and the
+    /// forecasts use it. If not, it is the rate of the probe.
     pub is_capacity: bool,
-    /// What kept the path from being full, if it was not.
+    /// What kept the probe from filling the path; absent if it did.
     pub limited_by: Option<ProbeLimit>,
-    /// The cap on what we send, in bits per second on the wire: what a probe cannot see beyond.
+    /// Cap on the rate sent, beyond which a probe cannot measure, in bits per second on the wire;
+    /// absent without a cap.
     pub cap_bits_per_second: Option<u64>,
     /// Round trip without a queue, in microseconds.
     pub base_rtt_us: u64,
-    /// The median and the longest smoothed round trip of the urgent connection meanwhile, in microseconds.
+    /// Median of the smoothed round trip of the urgent connection during the probe, in
+    /// microseconds.
     pub rtt_p50_us: u64,
-    /// See `rtt_p50_us`.
+    /// Longest smoothed round trip of the urgent connection during the probe, in microseconds.
     pub rtt_max_us: u64,
-    /// Packets of bulk lost per million sent meanwhile.
+    /// Packets lost per million sent on the bulk connection during the probe.
     pub lost_per_million: u64,
-    /// How it went.
+    /// Samples taken during the probe.
     pub samples: Vec<ProbeSample>,
 }
 
@@ -122,13 +124,13 @@ pub struct ProbeView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProbeLimit {
-    /// All was sent that might be.
+    /// All bytes of the budget were sent.
     Budget,
-    /// The time was over.
+    /// The time ran out.
     Time,
-    /// The cap on what we send.
+    /// The cap on the rate sent was reached.
     Cap,
-    /// Other classes sent more meanwhile, and go first.
+    /// Other classes, which go first, sent more than the probe.
     Traffic,
 }
 
@@ -162,11 +164,11 @@ impl ProbeBounds {
 /// One moment of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProbeSample {
-    /// Since the first byte, in milliseconds.
+    /// Time since the first byte, in milliseconds.
     pub at_ms: u64,
     /// Bytes handed to the link so far.
     pub sent_bytes: u64,
-    /// What the path is believed to carry, in bits per second.
+    /// Estimated rate of the path, in bits per second.
     pub path_bits_per_second: u64,
     /// Smoothed round trip of the urgent connection, in microseconds.
     pub rtt_us: u64,

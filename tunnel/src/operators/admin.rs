@@ -1,8 +1,11 @@
-//! The admin API: the status page at `/`, `/status`, `/metrics`, `/v1/forecast`, `/live`, `/ready` and
-//! `/openapi.json`, which only read; `/v1/channels`, `/v1/shaping` and `/v1/services`, which change what is carried
-//! and how; and `/v1/probe`, which measures the way to a peer.
+//! The HTTP admin API.
 //!
-//! Its document is made from the very types that are answered with, and is checked in as
+//! - The status page at `/`, and `/status`, `/metrics`, `/v1/forecast`, `/live`, `/ready` and
+//!   `/openapi.json` only read.
+//! - `/v1/channels`, `/v1/shaping` and `/v1/services` read and change channels, caps and shares.
+//! - `/v1/probe` measures the path to a peer.
+//!
+//! The OpenAPI document is generated from the types of requests and answers, and checked in as
 //! `docs/tunnel-openapi.json`.
 
 mod routes;
@@ -46,7 +49,8 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .with_state(core)
 }
 
-/// Made where it is held against the one that is served: to make it takes more code than all that the daemon's own routes do.
+/// The source of the OpenAPI document. Only a test generates it, to compare it with the checked-in
+/// one that is served: the generator is larger than the code of all routes together.
 #[cfg(test)]
 #[derive(utoipa::OpenApi)]
 #[openapi(

@@ -1,4 +1,4 @@
-//! How the way to a peer is, why, and what to do about it. Pure.
+//! Judges the link to a peer: its state, the reason, and what an operator can do. Pure.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -8,73 +8,77 @@ use crate::operators::status::LinkState;
 use crate::trust::OWN_REVOKED_REMEDY;
 use crate::trust::failures::OURS_REVOKED;
 
-/// Packets lost of a million that are trouble: the estimator takes less for a path's noise.
+/// Loss, in packets per million, from which a link is degraded. The estimator takes less for noise
+/// of the path.
 pub(crate) const LOSS_PER_MILLION: u64 = 20_000;
 
-/// A queue at the bottleneck that is trouble: ours is a few milliseconds, so others fill the path.
+/// Queue at the bottleneck from which a link is degraded. Our own is a few milliseconds, so a
+/// longer one means that others fill the path.
 pub(crate) const QUEUE: Duration = Duration::from_millis(50);
 
-/// Packets of a second below which a loss says nothing, for one of ten is no tenth.
+/// Fewest packets per second for which a loss ratio means anything: one lost of ten is not a loss
+/// of a tenth.
 pub(crate) const PACKETS_MIN: u64 = 100;
 
-/// Packets of a second below which a queue says little: a host that is slow to run us makes an idle link look as
-/// if it had one. Thin links send few, and the queue that is told leaves out rounds of a packet or two already.
+/// Fewest packets per second for which a queue means anything. On an idle link a host that
+/// schedules this process late looks like a queue. The limit is low because slow links send few
+/// packets, and the estimate already leaves out round trips with a packet or two.
 const QUEUE_PACKETS_MIN: u64 = 10;
 
-/// How long trouble is shown after it was last seen, so that it can be read.
+/// How long trouble is shown after it was last seen, so that operators can read it.
 pub(crate) const SHOWN: Duration = Duration::from_secs(5);
 
-/// Losses of the link within [`RECENT`] that make it degraded although it is up.
+/// Number of losses of the link within [`RECENT`] from which it is degraded although it is up.
 pub(crate) const FLAPS: usize = 3;
 
 /// How long the loss of a link is remembered.
 pub(crate) const RECENT: Duration = Duration::from_mins(10);
 
-/// Whether a second's packets show a queue that is trouble.
+/// Whether a second with so many packets shows a queue long enough to be trouble.
 pub(crate) fn is_queued(queue: Duration, packets: u64) -> bool {
     packets >= QUEUE_PACKETS_MIN && queue >= QUEUE
 }
 
-/// Whose something is.
+/// Which side something belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whose {
     Ours,
     Peers,
 }
 
-/// What was seen of the way to a peer.
+/// Observations of the link to a peer: the input of [`judge`].
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Signs {
     /// Whether there is a link.
     pub is_linked: bool,
     /// Whether the peer has stopped answering over it.
     pub is_stalled: bool,
-    /// Whether we dial; else the peer does.
+    /// Whether this side dials. If not, the peer does.
     pub is_dialled: bool,
     /// Why there is no link, or why the last attempt failed.
     pub why_down: String,
-    /// What to do about that, where whoever met it knows.
+    /// What to do about `why_down`, if the code that found the cause knows it.
     pub remedy_down: Option<String>,
-    /// Whose certificate is revoked, if that is why.
+    /// Whose certificate is revoked, if that is why there is no link.
     pub revoked: Option<Whose>,
-    /// Whether the peer has no version in common with us.
+    /// Whether the two sides have no protocol version in common.
     pub is_unspoken: bool,
-    /// The worst loss of late, per million; 0 without trouble.
+    /// Highest recent loss, per million; 0 without trouble.
     pub lost_per_million: u64,
-    /// The longest queue of late; zero without trouble.
+    /// Longest recent queue; zero without trouble.
     pub queue: Duration,
     /// Times the link was lost within [`RECENT`].
     pub lost_count: usize,
-    /// The words for two tunnels that show the peer's identity, if there are two.
+    /// The message about two tunnels that show the peer's identity, if there are two.
     pub rivals: Option<String>,
 }
 
-/// What is made of it.
+/// The judgement of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verdict {
     pub state: LinkState,
     pub reason: String,
-    /// What an operator can do; none is needed for a healthy link.
+    /// What an operator can do; `None` for a healthy link.
     pub remedy: Option<Cow<'static, str>>,
 }
 
@@ -88,7 +92,7 @@ impl Verdict {
     }
 }
 
-/// Judges what was seen; of several troubles the one that explains the others is named.
+/// Judges the observations. Of several troubles it reports the one that explains the others.
 pub(crate) fn judge(signs: &Signs) -> Verdict {
     if !signs.is_linked {
         return judge_down(signs);
@@ -147,7 +151,7 @@ fn judge_down(signs: &Signs) -> Verdict {
             );
         }
         Some(Whose::Ours) => {
-            // A handshake's end says it itself; that of a link that was up does not.
+            // The reason of a failed handshake already says this; that of a lost link does not.
             let reason = match why.as_str() {
                 OURS_REVOKED => why.clone(),
                 other => format!("this host's certificate is revoked: {other}"),
@@ -249,7 +253,7 @@ mod tests {
         assert_eq!((ours.state, &*ours.reason), (LinkState::Down, "timed out"));
         signs.is_dialled = false;
         assert!(judge(&signs).reason.contains("waiting for the peer"));
-        // No look at the network mends a certificate.
+        // The remedy for a revoked certificate is not to check the network.
         for (whose, word) in [
             (Whose::Peers, "its cert"),
             (Whose::Ours, "this host's cert"),
@@ -265,7 +269,7 @@ mod tests {
                     .is_some_and(|remedy| remedy.contains("certs issue"))
             );
         }
-        // Neither does one mend what else is wrong with one.
+        // The same holds for other faults of a certificate: the known remedy is shown.
         let known = judge(&Signs {
             why_down: "its certificate has expired".to_owned(),
             remedy_down: Some("renew it there".to_owned()),
@@ -274,7 +278,7 @@ mod tests {
         let told = (&*known.reason, known.remedy.as_deref());
         let expected = ("its certificate has expired", Some("renew it there"));
         assert_eq!(told, expected);
-        // A peer that is gone is not also lossy.
+        // Without a link, loss is not reported.
         signs.lost_per_million = 500_000;
         assert_eq!(judge(&signs).state, LinkState::Down);
     }

@@ -1,5 +1,5 @@
-//! What the service manager is told while the tunnel runs: that it lives, how its links are, and when it
-//! reads anew what can change.
+//! Talks to the service manager while the tunnel runs: signs of life, a status line about the
+//! links, and the start and end of each reload.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::core::Core;
 use crate::reload;
 
-/// Catches SIGHUP from now on: one that comes before would end the process.
+/// Catches SIGHUP from now on; before this call it would end the process.
 ///
 /// # Errors
 ///
@@ -24,17 +24,18 @@ pub(crate) fn hangups() -> Result<Signal, Fault> {
         .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))
 }
 
-/// Tells the service manager until the tunnel stops, and has all read again at each hangup.
+/// Reports to the service manager until the tunnel stops, and reloads on each SIGHUP.
 ///
 /// # Errors
 ///
-/// `E_IO` if no thread can be had.
+/// `E_IO` if the watchdog thread cannot be started.
 pub(crate) async fn tell(
     core: Arc<Core>,
     mut hangups: Signal,
     mut stop: Shutdown,
 ) -> Result<(), Fault> {
-    // Whoever asks for the links takes the locks that every stream and every handshake takes.
+    // The status line takes the locks that every stream and every handshake takes, so a lock that
+    // is never released stops the signs of life.
     let asked = Arc::clone(&core);
     let links = Part::new("links", Handle::current(), move || Some(line(&asked)));
     let thread = |name, leg| Part::new(name, core.legs.handle(leg).clone(), || None);
@@ -48,14 +49,14 @@ pub(crate) async fn tell(
     }
 }
 
-/// Has all read again, and tells the service manager when that is done.
+/// Reloads configuration and certificates, and tells the service manager before and after.
 async fn reload(core: &Arc<Core>) {
     notify::reloading();
     reload::all(core).await;
     notify::ready();
 }
 
-/// The links in one line.
+/// A one-line summary of the links.
 fn line(core: &Core) -> String {
     let missing: Vec<_> = core
         .peers

@@ -1,4 +1,4 @@
-//! What operators see of a tunnel: the `/status` document.
+//! Builds the `/status` document: the state of the tunnel for operators.
 
 mod view;
 
@@ -27,7 +27,7 @@ use crate::trust::{self, Trust, with_remedy};
 
 pub use view::*;
 
-/// A tunnel's status now.
+/// The tunnel's current status.
 pub(crate) fn status(core: &Core) -> StatusView {
     let host = core.trust.host();
     let services = core.services.iter();
@@ -58,7 +58,7 @@ pub(crate) fn status(core: &Core) -> StatusView {
     }
 }
 
-/// Whether a peer has made a link from that address since: whatever was refused is mended.
+/// Whether a peer has since made a link from the same address, so that the refusal is history.
 fn is_over(core: &Core, refused: &Refused) -> bool {
     core.peers.values().any(|peer| {
         let state = peer.state();
@@ -79,7 +79,7 @@ fn refused_view(refused: Refused) -> RefusedView {
     }
 }
 
-/// A service now.
+/// The current state of a service.
 pub(crate) fn service_view(core: &Core, name: &Name, service: &Service) -> ServiceView {
     let peers = core.peers.values();
     ServiceView {
@@ -123,7 +123,7 @@ fn certificate_view(trust: &Trust) -> CertificateStatusView {
     }
 }
 
-/// All channels now.
+/// The current state of all channels.
 pub(crate) fn channels(core: &Core) -> ChannelList {
     let channels = core.channels.list();
     let views = channels.iter().map(|channel| channel_view(core, channel));
@@ -134,7 +134,7 @@ pub(crate) fn channels(core: &Core) -> ChannelList {
     }
 }
 
-/// A channel now.
+/// The current state of a channel.
 pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
     let (spec, figures) = (channel.spec(), &channel.figures);
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -176,7 +176,7 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
     }
 }
 
-/// How the way to a peer is.
+/// The state of the link to a peer, with its reason and remedy.
 pub(crate) fn verdict(peer: &Peer) -> Verdict {
     let state = peer.state();
     let trouble = state.link.as_deref().map(Link::trouble).unwrap_or_default();
@@ -205,7 +205,8 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let measured = link.map(Link::measured).unwrap_or_default();
     let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
     let (verdict, tally) = (verdict(peer), &peer.streams.tally);
-    // Who was refused is not known: it may be a stranger.
+    // A refused host is unidentified. While we wait for a peer to dial, it may be that peer, so its
+    // remedy is shown here.
     let is_waited_for = link.is_none() && peer.address.is_none() && state.remedy.is_none();
     let refused = core.refused.last().filter(|_| is_waited_for);
     let waiting = refused.map(|refused| refused.remedy_of_peer());
@@ -246,20 +247,21 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
     }
 }
 
-/// A link's round trip without a queue: both of its connections go the same way, and the one that is idle knows it less
-/// well. It is no longer than the round trip there is.
+/// A link's round trip without a queue: the lower value of its two connections. Both take the same
+/// path, but an idle one measures it less well. At most the current round trip.
 fn base_rtt(link: &Link) -> Duration {
     let known = link.legs().map(|standing| standing.base_rtt);
     least_known(known, link.rtt())
 }
 
-/// The least of the times that are known, and no more than this; zero while none is known.
+/// The lower of the known times, at most `most`; zero while none is known. A time of zero is
+/// unknown.
 fn least_known(times: [Duration; 2], most: Duration) -> Duration {
     let known = times.into_iter().filter(|time| !time.is_zero());
     known.min().map_or(Duration::ZERO, |least| least.min(most))
 }
 
-/// What both connections of a link negotiated: one name, unless they differ.
+/// The key exchanges of a link's two connections: one name if they are the same.
 fn names(groups: &[NamedGroup; 2]) -> String {
     match groups {
         [urgent, bulk] if urgent == bulk => format!("{urgent:?}"),

@@ -12,47 +12,49 @@ use utoipa::ToSchema;
 
 use crate::shaping::shaper::floors_max;
 
-/// The largest weight; a thousandth of a link is the least share that means anything.
+/// Largest weight. A thousandth of a link is the smallest share that means anything.
 pub const WEIGHT_MAX: u32 = 1000;
 
-/// What one class gets, where the configuration says something else than the default.
+/// Limits of one class that differ from the defaults.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Share {
-    /// Its part of what is left, beside the weights of the others; 0 for what nobody else wants.
+    /// Share of the remaining rate, relative to the weights of the other classes, up to 1000; 0 for
+    /// what no other class uses. The default depends on the class.
     #[serde(default)]
     pub weight: Option<u32>,
-    /// What it gets at least while it wants it, counted on the wire.
+    /// Least rate of the class while it has data to send, counted on the wire; none if absent.
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "5Mbit")]
     pub floor: Option<Rate>,
-    /// What it gets at most, counted on the wire.
+    /// Most rate of the class, counted on the wire; none if absent.
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "80Mbit")]
     pub cap: Option<Rate>,
 }
 
-/// How what goes to and comes from a peer is held back: all of it can be changed while the tunnel runs.
+/// Caps and shares for one peer. All of them can be changed while the tunnel runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Shaping {
-    /// Most we send, counted on the wire.
+    /// Cap on the rate sent to the peer, counted on the wire; none if absent.
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "100Mbit")]
     pub send_rate: Option<Rate>,
-    /// The same by the time of the week, in place of `send_rate`.
+    /// Caps on the rate sent by the time of the week, in place of `send_rate`.
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise")]
     pub send_timetable: Option<Week>,
-    /// Most we want it to send to us, counted on the wire.
+    /// Cap on the rate received, which the peer is asked to keep to, counted on the wire; none if
+    /// absent.
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "100Mbit")]
     pub receive_rate: Option<Rate>,
-    /// The same by the time of the week, in place of `receive_rate`.
+    /// Caps on the rate received by the time of the week, in place of `receive_rate`.
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise")]
     pub receive_timetable: Option<Week>,
-    /// What the classes get of what we send.
+    /// Shares of the classes in the rate sent, by class.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Share>)]
     pub shares: Shares,
@@ -85,11 +87,12 @@ impl Shaping {
     }
 }
 
-/// The cap that a service is to have.
+/// The new cap of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceCap {
-    /// Most it sends to all peers together, counted on the wire; nothing holds it back without one.
+    /// Cap on the rate the service sends to all peers together, counted on the wire; none if
+    /// absent.
     #[schema(value_type = Option<String>, example = "10Mbit")]
     pub cap: Option<Rate>,
 }
@@ -147,7 +150,7 @@ impl Shares {
         self.0.is_empty()
     }
 
-    /// What is configured for a class.
+    /// The configured limits of a class.
     #[must_use]
     pub fn of(&self, class: Class) -> Share {
         self.0.get(&class).copied().unwrap_or_default()
@@ -159,7 +162,7 @@ impl Shares {
         floors.next().map(|(class, _)| *class)
     }
 
-    /// Checks the values together, under the cap of the link.
+    /// Checks all shares together, against the cap of the link.
     ///
     /// # Errors
     ///

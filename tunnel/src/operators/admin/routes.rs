@@ -1,4 +1,4 @@
-//! One function a route.
+//! The handlers of the routes, one function for each.
 
 use std::sync::Arc;
 
@@ -25,10 +25,10 @@ use crate::shaping::timetable;
 /// Prometheus's text form, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What a browser may do with the page: show it, and nothing else.
+/// The content security policy of the page: a browser may only display it.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The status page, for a browser.
+/// Status page, for a browser.
 #[utoipa::path(get, path = "/", responses((status = 200, body = String, content_type = "text/html")))]
 pub(super) async fn page(State(core): State<Arc<Core>>) -> Response {
     let headers = [
@@ -41,7 +41,7 @@ pub(super) async fn page(State(core): State<Arc<Core>>) -> Response {
     (headers, crate::operators::page::render(&core)).into_response()
 }
 
-/// The tunnel, its links, channels and services.
+/// Status of the tunnel, its links, channels and services.
 #[utoipa::path(get, path = "/status", responses((status = 200, body = StatusView)))]
 pub(super) async fn status(State(core): State<Arc<Core>>) -> Json<StatusView> {
     Json(crate::operators::status::status(&core))
@@ -70,7 +70,7 @@ pub(super) async fn channel(
     )))
 }
 
-/// Makes a change to its end, though whoever asked for it may be gone: half of one would meet the next.
+/// Runs a change to its end even if the client is gone, so that no change is left half done.
 async fn to_its_end<T: Send + 'static>(
     change: impl Future<Output = Result<T, Fault>> + Send + 'static,
 ) -> Result<T, Fault> {
@@ -78,8 +78,8 @@ async fn to_its_end<T: Send + 'static>(
     made.map_err(|error| Fault::new(Code::State, error.to_string()))?
 }
 
-/// Open a channel, or change it: metadata that is older than what is known is refused; what is known already
-/// changes nothing.
+/// Open or change a channel. A generation older than the known one is refused; a definition that is
+/// already known changes nothing.
 #[utoipa::path(
     post,
     path = "/v1/channels",
@@ -99,16 +99,16 @@ pub(super) async fn open_channel(
     )))
 }
 
-/// Which metadata is to be removed.
+/// The query of a request to close a channel.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Removal {
-    /// Close it only if nothing newer than this generation is known.
+    /// Close the channel only if no newer generation than this is known.
     generation: Option<u64>,
 }
 
-/// Close a channel and its connections; the others are the answer.
+/// Close a channel and its connections; answers with the remaining channels.
 #[utoipa::path(
     delete,
     path = "/v1/channels/{name}",
@@ -127,7 +127,8 @@ pub(super) async fn close_channel(
     Ok(Json(crate::operators::status::channels(&core)))
 }
 
-/// Have a channel as the configuration says, whatever was pushed under its name.
+/// Reset a channel to its definition in the configuration, in place of whatever was pushed under
+/// its name.
 #[utoipa::path(
     post,
     path = "/v1/channels/{name}/reset",
@@ -147,7 +148,7 @@ pub(super) async fn reset_channel(
     )))
 }
 
-/// Open a stream to a channel's service as for a program, and end it again.
+/// Test a channel: open a stream to its service as for a program, and end it again.
 #[utoipa::path(
     post,
     path = "/v1/channels/{name}/test",
@@ -162,7 +163,7 @@ pub(super) async fn try_channel(
     Ok(Json(core.channels.try_out(&core, &name).await?))
 }
 
-/// The caps and shares of what is sent to a peer.
+/// Caps and shares in force for a peer.
 #[utoipa::path(
     get,
     path = "/v1/shaping/{peer}",
@@ -177,7 +178,7 @@ pub(super) async fn shaping(
     Ok(Json(peer.shaped().rules.clone()))
 }
 
-/// Have other caps and shares in place of those that hold, all of them, until the next start or reload.
+/// Replace all caps and shares for a peer until the next start or reload.
 #[utoipa::path(
     post,
     path = "/v1/shaping/{peer}",
@@ -241,7 +242,7 @@ pub(super) async fn cap_service(
     )))
 }
 
-/// Measure the way to a peer now; the answer comes when that is done.
+/// Measure the path to a peer now; answers when the measurement is done.
 #[utoipa::path(
     post,
     path = "/v1/probe/{peer}",
@@ -257,14 +258,14 @@ pub(super) async fn measure(
     Ok(Json(probe::run(&core, &peer.parse()?, budget).await?))
 }
 
-/// Metrics in Prometheus' text format.
+/// Metrics in Prometheus's text format.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(State(core): State<Arc<Core>>) -> Result<Response, Problem> {
     let text = crate::operators::metrics::render(&core)?;
     Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
 }
 
-/// A forecast under its schema.
+/// A forecast with its schema.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ForecastAnswer {
     /// Always `towpath.v1.forecast`.
@@ -273,7 +274,7 @@ pub(super) struct ForecastAnswer {
     document: ForecastDocument,
 }
 
-/// What the link to a peer will carry.
+/// Forecast of what the link to a peer will carry.
 #[utoipa::path(
     get,
     path = "/v1/forecast",
@@ -298,7 +299,8 @@ pub(super) async fn forecast(
     })
 }
 
-/// Ready once every peer is linked: only then does what is asked of this tunnel succeed.
+/// Readiness: 200 if the links to all peers are up, so that requests to this tunnel can succeed;
+/// else 503.
 #[utoipa::path(
     get,
     path = "/ready",
@@ -321,13 +323,13 @@ pub(super) async fn ready(State(core): State<Arc<Core>>) -> Response {
     Problem::from(Fault::new(Code::Unreachable, cause)).into_response()
 }
 
-/// Whether the process answers at all.
+/// Liveness: 200 if the process answers at all.
 #[utoipa::path(get, path = "/live", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn live() -> &'static str {
     "live\n"
 }
 
-/// This document.
+/// This OpenAPI document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, body = Object)))]
 pub(super) async fn openapi() -> impl IntoResponse {
     towpath_daemon::openapi::answer(include_str!("../../../../docs/tunnel-openapi.json"))

@@ -1,10 +1,10 @@
-//! The API's document beside its routes.
+//! Checks that the OpenAPI document has all routes and is up to date.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// Every method of every route that the router has, as in `get /status`.
+/// Every method of every route in the router's source, such as `get /status`.
 fn routed() -> BTreeSet<String> {
     let source = include_str!("../admin.rs");
     let routes = source.split(".route(").skip(1);

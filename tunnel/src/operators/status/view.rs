@@ -1,4 +1,4 @@
-//! The documents that operators read of a tunnel. Units stand at the end of each name.
+//! The tunnel's JSON documents for operators. The unit stands at the end of each field's name.
 
 use serde::{Deserialize, Serialize};
 use towpath_daemon::problem::Problem;
@@ -9,73 +9,74 @@ use crate::measuring::outlook::ForecastView;
 /// The schema's name in [`StatusView::schema`].
 pub const SCHEMA: &str = "towpath.v1.status";
 
-/// A tunnel.
+/// The status of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatusView {
     /// Always [`SCHEMA`].
     pub schema: String,
     /// The site this tunnel serves.
     pub site: String,
-    /// The host it runs on.
+    /// The host this tunnel runs on.
     pub host: String,
-    /// The release it is.
+    /// The tunnel's release.
     pub version: String,
-    /// Seconds since it started.
+    /// Seconds since the tunnel started.
     pub uptime_seconds: u64,
-    /// The way to each peer.
+    /// The links, one for each configured peer.
     pub links: Vec<LinkView>,
-    /// What peers may reach here.
+    /// Local services that peers may reach.
     pub services: Vec<ServiceView>,
-    /// Listeners here that are joined to services at peers.
+    /// Local listeners joined to services at peers.
     pub channels: Vec<ChannelView>,
-    /// Channels that the configuration names and that somebody has closed.
+    /// Names of configured channels that were closed on request.
     #[serde(default)]
     pub channels_closed_by_hand: Vec<String>,
     /// The host's certificate.
     pub certificate: CertificateStatusView,
-    /// How the configuration was read again.
+    /// The last reload of the configuration.
     #[serde(default)]
     pub configuration: ConfigurationView,
-    /// Why nothing can be kept in the state folder, if the last write there failed; with what mends it.
+    /// Why the last write to the state folder failed, and the remedy; absent if it succeeded.
     #[serde(default)]
     pub state_problem: Option<String>,
-    /// The last handshake that was refused here, for some minutes: whoever it was has proved nothing.
+    /// The last handshake refused here, for ten minutes or until a peer's link comes up from the
+    /// same address. The other side is not authenticated, so it may be a stranger.
     pub refused: Option<RefusedView>,
 }
 
-/// The configuration's file, as it was read again last.
+/// The last reload of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct ConfigurationView {
-    /// Why nothing of what the file says now is in use, if so; with what mends it.
+    /// Why the file's present contents are not in use, and the remedy; absent if they are.
     pub problem: Option<String>,
-    /// Keys that have changed in the file and wait for the next start.
+    /// Keys changed in the file that take effect at the next start.
     pub waiting_keys: Vec<String>,
 }
 
 /// A handshake that was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RefusedView {
-    /// Why, as in the metric `towpath_tls_rejected_total`; `refused_by_peer` if whoever dialled refused what we
-    /// showed; `unknown_site` for a host of our authority whose site is no peer; or `not_taken` for one whose site
-    /// has its link with another tunnel.
+    /// Why: a reason of the metric `towpath_tls_rejected_total`; `refused_by_peer` if the dialling
+    /// side refused our certificate; `unknown_site` for a host of our authority whose site is not a
+    /// peer; or `not_taken` for a host whose site has its link with another tunnel.
     pub reason: String,
-    /// What was found, with its values.
+    /// Details of the refusal, with the values found.
     pub detail: String,
-    /// The address it came from.
+    /// The address the handshake came from.
     pub from: String,
-    /// When, in seconds since 1970.
+    /// Time of the refusal, in seconds since 1970.
     pub at_unix_seconds: u64,
-    /// What to do about it if a peer's host is there.
+    /// What to do if the address is a peer's.
     pub remedy: String,
 }
 
-/// How the way to a peer is.
+/// The state of the link to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkState {
-    /// The link is up and carries what it should.
+    /// The link is up, without trouble.
     Healthy,
-    /// The link is there and something is wrong with it.
+    /// The link is up, but something is wrong with it.
     Degraded,
     /// There is no link.
     Down,
@@ -96,76 +97,80 @@ impl LinkState {
     }
 }
 
-/// The way to one peer.
+/// The link to one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LinkView {
     /// The peer's site.
     pub peer: String,
     /// The peer's host, while there is a link.
     pub host: Option<String>,
-    /// How it is.
+    /// The link's state.
     pub state: LinkState,
-    /// Why it is so.
+    /// The reason for the state.
     pub reason: String,
-    /// What to do about it; nothing for a healthy one.
+    /// What to do about the state; absent for a healthy link.
     pub remedy: Option<String>,
-    /// Since when there is this link, or none, in seconds since 1970.
+    /// Time at which this link came up or the last one went down, in seconds since 1970.
     pub since_unix_seconds: u64,
     /// Smoothed round trip of the urgent connection, in microseconds.
     pub rtt_us: u64,
-    /// Round trip without a queue, in microseconds: the lesser of both connections'; 0 while unknown.
+    /// Round trip without a queue, in microseconds: the lower value of the two connections, at most
+    /// `rtt_us`; 0 while unknown.
     pub base_rtt_us: u64,
     /// Queue at the bottleneck in the last round trip, in microseconds.
     pub queue_us: u64,
-    /// What the path is believed to carry from here, in bits per second; 0 while unknown.
+    /// Estimated rate of the path to the peer, in bits per second; 0 while unknown.
     pub path_bits_per_second: u64,
     /// Programs' bytes sent over the last second, in bits per second.
     pub goodput_out_bits_per_second: u64,
     /// Programs' bytes received over the last second, in bits per second.
     pub goodput_in_bits_per_second: u64,
-    /// The cap on what we send, in bits per second on the wire.
+    /// Cap on the rate sent, in bits per second on the wire; absent without a cap.
     pub cap_bits_per_second: Option<u64>,
-    /// Most that we want to be sent, in bits per second on the wire.
+    /// Cap on the rate received, which the peer is asked to keep to, in bits per second on the
+    /// wire; absent without a cap.
     pub receive_cap_bits_per_second: Option<u64>,
-    /// When the timetable changes the cap next, in seconds since 1970.
+    /// Time of the timetable's next change of the cap on the rate sent, in seconds since 1970.
     pub cap_changes_unix_seconds: Option<u64>,
-    /// What the link is expected to carry.
+    /// Forecasts of the rate the link will carry.
     pub forecasts: Vec<ForecastView>,
     /// Packets lost per million over the last second.
     pub lost_per_million: u64,
     /// Streams open now.
     pub streams: u64,
-    /// Those of them that wait for the next link.
+    /// Open streams that wait for the link to come back.
     pub streams_paused: u64,
-    /// Times a stream went on over another connection, since the tunnel started.
+    /// Times a stream was resumed over another connection, since the tunnel started.
     pub streams_resumed: u64,
-    /// Streams that no link came for in time, or that the peer had forgotten.
+    /// Streams lost: no link came in time, or the peer no longer had the stream; since the tunnel
+    /// started.
     pub streams_lost: u64,
-    /// Bytes that were sent again because a connection was lost.
+    /// Bytes sent again after the loss of a connection, since the tunnel started.
     pub resent_bytes: u64,
-    /// Times the link was lost.
+    /// Times the link was lost, since the tunnel started.
     pub links_lost: u64,
-    /// Bytes per class since the tunnel started.
+    /// Traffic and limits of each class.
     pub classes: Vec<ClassView>,
-    /// Its two connections, while there is a link.
+    /// The link's two connections, while there is a link; else empty.
     pub legs: Vec<LegView>,
-    /// Last moment of the certificate the peer showed, in seconds since 1970, while there is a link.
+    /// Expiry of the peer's certificate, in seconds since 1970, while there is a link.
     pub peer_certificate_not_after_unix_seconds: Option<u64>,
-    /// The key exchange that was negotiated, while there is a link.
+    /// The negotiated key exchange, while there is a link.
     pub key_exchange: Option<String>,
-    /// Whether that is hybrid: as strong as the better one of an elliptic curve and a lattice, so that
-    /// traffic recorded today stays closed to the quantum computers of tomorrow.
+    /// Whether the key exchange is hybrid: an elliptic curve combined with a lattice, as strong as
+    /// the stronger of the two, so that recorded traffic stays secret from future quantum
+    /// computers.
     pub key_exchange_is_hybrid: Option<bool>,
     /// The cipher suite, while there is a link.
     pub cipher_suite: Option<String>,
 }
 
-/// One of a link's two connections: what all classes that it carries see.
+/// One of a link's two connections, as all classes on it see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LegView {
     /// `urgent` or `bulk`.
     pub leg: String,
-    /// Its classes.
+    /// The classes that the connection carries.
     pub classes: Vec<String>,
     /// Smoothed round trip, in microseconds.
     pub rtt_us: u64,
@@ -180,26 +185,27 @@ pub struct LegView {
 /// One class of traffic with one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClassView {
-    /// The class.
+    /// The class's name.
     pub class: String,
-    /// Bytes sent.
+    /// Bytes sent since the tunnel started.
     pub sent_bytes: u64,
-    /// Bytes received.
+    /// Bytes received since the tunnel started.
     pub received_bytes: u64,
-    /// Bits per second sent, over the last second.
+    /// Rate sent over the last second, in bits per second.
     pub out_bits_per_second: u64,
-    /// Bits per second received, over the last second.
+    /// Rate received over the last second, in bits per second.
     pub in_bits_per_second: u64,
-    /// Its part of what is left under the cap, beside the others' weights; none for those that go first.
+    /// The class's share of the remaining rate, relative to the other weights; absent for the
+    /// classes that go first.
     pub weight: Option<u32>,
-    /// What it gets at least under a cap, in bits per second on the wire.
+    /// Least rate of the class under a cap, in bits per second on the wire; absent without a floor.
     pub floor_bits_per_second: Option<u64>,
-    /// What it gets at most, in bits per second on the wire.
+    /// Most rate of the class, in bits per second on the wire; absent without a cap.
     pub cap_bits_per_second: Option<u64>,
-    /// Datagrams that were to be sent and were too many.
+    /// Datagrams dropped because too many were waiting to be sent.
     pub datagrams_dropped: u64,
-    /// How long what was sent waited in the tunnel before, for caps, shares and room on the path, in microseconds: the
-    /// mean of the last second.
+    /// Mean wait in the tunnel before sending, for caps, shares and room on the path, over the last
+    /// second, in microseconds.
     #[serde(default)]
     pub wait_us: u64,
 }
@@ -209,33 +215,34 @@ pub struct ClassView {
 pub struct ServiceView {
     /// Its name.
     pub name: String,
-    /// Where it listens.
+    /// Address of the service on this host.
     pub socket: String,
-    /// Sites that may reach it.
+    /// Sites that may reach the service.
     pub allow: Vec<String>,
-    /// Streams that peers have open to it now.
+    /// Open streams from peers to the service.
     #[serde(default)]
     pub streams: u64,
-    /// Bytes it sent to peers.
+    /// Bytes that the service sent to peers.
     pub sent_bytes: u64,
-    /// Bytes it got from peers.
+    /// Bytes that the service received from peers.
     pub received_bytes: u64,
-    /// Most it sends to all peers together, in bits per second on the wire.
+    /// Cap on the rate the service sends to all peers together, in bits per second on the wire;
+    /// absent without a cap.
     pub cap_bits_per_second: Option<u64>,
 }
 
-/// How a channel is.
+/// The state of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ChannelState {
-    /// It listens, and the link to the peer is up.
+    /// The channel listens, and the link to the peer is healthy.
     Healthy,
-    /// Something is wrong with the link.
+    /// The channel listens, and the link to the peer is degraded.
     Degraded,
-    /// The last connection could not be opened, though there is a link: the service at the peer is not there, or does
-    /// not let us in.
+    /// The last connection could not be opened although the link is up: the service at the peer
+    /// does not answer or does not let this site in.
     Failing,
-    /// It does not listen, or there is no link.
+    /// The channel does not listen, or there is no link.
     Down,
 }
 
@@ -251,7 +258,7 @@ impl ChannelState {
         }
     }
 
-    /// Whether it is likely to carry what programs bring now.
+    /// Whether the channel is likely to carry traffic now.
     #[must_use]
     pub const fn is_up(self) -> bool {
         matches!(self, Self::Healthy | Self::Degraded)
@@ -268,16 +275,16 @@ impl From<LinkState> for ChannelState {
     }
 }
 
-/// Who says what a channel is.
+/// Where a channel's present definition comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ChannelOrigin {
-    /// The configuration.
+    /// From the configuration.
     Configured,
-    /// Somebody who asked for it while the tunnel ran.
+    /// From a request while the tunnel ran.
     Pushed,
-    /// The same, and the configuration names it too: what it says counts again after a reset, or under a higher
-    /// generation.
+    /// From a request, in place of the configuration's definition, which takes effect again after a
+    /// reset or under a higher generation.
     Overriding,
 }
 
@@ -293,81 +300,83 @@ impl ChannelOrigin {
     }
 }
 
-/// A channel: a listener here, joined to a service at a peer.
+/// A channel: a local listener joined to a service at a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ChannelView {
     /// Its name.
     pub name: String,
-    /// Where local programs reach it, with the port it really has.
+    /// Address where local programs reach the channel, with the actual port.
     pub listen: String,
-    /// The site where the service is.
+    /// The site of the service.
     pub peer: String,
-    /// The service.
+    /// The service's name.
     pub service: String,
-    /// The class of its bytes.
+    /// The class of the channel's traffic.
     pub class: String,
-    /// The generation of its metadata.
+    /// The generation of the channel's definition.
     pub generation: u64,
-    /// When it ends by itself, in seconds since 1970.
+    /// Time at which the channel closes by itself, in seconds since 1970; absent if it does not.
     pub expires_unix_seconds: Option<u64>,
-    /// Who says so.
+    /// Where the definition comes from.
     pub origin: ChannelOrigin,
-    /// How it is.
+    /// The channel's state.
     pub state: ChannelState,
-    /// Why it is so.
+    /// The reason for the state.
     pub reason: String,
-    /// Connections, or sources of datagrams, there are now.
+    /// Open connections, or sources of datagrams.
     pub connections: u64,
-    /// Those there were since it was opened.
+    /// Connections, or sources of datagrams, since the channel was opened.
     pub connections_total: u64,
-    /// Connections that did not end as they should.
+    /// Connections that failed to open or broke off.
     pub errors: u64,
-    /// The last of these errors.
+    /// The last of those errors.
     pub last_error: Option<String>,
-    /// How long the last connection waited for the service, in microseconds.
+    /// Time the last connection waited for the service, in microseconds.
     pub open_us: u64,
-    /// Smoothed round trip of the connection that carries its class, in microseconds; 0 without a link.
+    /// Smoothed round trip of the link's connection that carries the channel's class, in
+    /// microseconds; 0 without a link.
     pub rtt_us: u64,
     /// Bytes of local programs sent.
     pub sent_bytes: u64,
     /// Bytes of local programs received.
     pub received_bytes: u64,
-    /// Bits a second sent, over the last second.
+    /// Rate sent over the last second, in bits per second.
     pub out_bits_per_second: u64,
-    /// Bits a second received, over the last second.
+    /// Rate received over the last second, in bits per second.
     pub in_bits_per_second: u64,
-    /// Most that goes out, in bits per second on the wire.
+    /// Cap on the rate sent, in bits per second on the wire; absent without a cap.
     pub cap_bits_per_second: Option<u64>,
-    /// Datagrams that were to be sent and were too many.
+    /// Datagrams dropped because too many were waiting to be sent.
     pub datagrams_dropped: u64,
 }
 
-/// What a trial of a channel has shown.
+/// The result of a test of a channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TrialView {
-    /// The channel.
+    /// The channel's name.
     pub channel: String,
-    /// The site where the service is.
+    /// The site of the service.
     pub peer: String,
-    /// The service.
+    /// The service's name.
     pub service: String,
-    /// Whether it takes datagrams: then a trial shows that the peer lets this site reach it, and not that it answers.
+    /// Whether the service takes datagrams. If so, the test shows that the peer lets this site
+    /// reach the service, but not that the service answers.
     pub is_datagrams: bool,
-    /// Whether the peer has connected a stream to it.
+    /// Whether the peer connected a stream to the service.
     pub is_reached: bool,
-    /// How long that took, or until it had failed, in microseconds.
+    /// Time until the stream was connected or failed, in microseconds.
     pub took_us: u64,
-    /// Why it was not reached.
+    /// Why the service was not reached; absent if it was.
     pub problem: Option<Problem>,
 }
 
 /// All channels, as the API lists them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ChannelList {
-    /// By name.
+    /// The channels, sorted by name.
     pub channels: Vec<ChannelView>,
-    /// Channels that the configuration names and that somebody has closed: they stay so until they are reset, or the
-    /// configuration names a higher generation.
+    /// Names of configured channels that were closed on request. They stay closed until they are
+    /// reset or the configuration has a higher generation.
     #[serde(default)]
     pub closed_by_hand: Vec<String>,
 }
@@ -375,39 +384,40 @@ pub struct ChannelList {
 /// The host's certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CertificateStatusView {
-    /// Who it says we are.
+    /// The URI of the identity in the certificate.
     pub uri: String,
-    /// Last moment, RFC 3339.
+    /// Expiry, in RFC 3339.
     pub not_after: String,
-    /// Last moment in seconds since 1970.
+    /// Expiry, in seconds since 1970.
     pub not_after_unix_seconds: u64,
-    /// Its number, in hexadecimal.
+    /// The serial number, in hexadecimal.
     pub serial: String,
-    /// The authorities whose hosts are let in.
+    /// The trusted authorities, whose hosts are let in.
     pub authorities: Vec<String>,
-    /// Since when these files are in use, in seconds since 1970.
+    /// Time at which the present files were taken into use, in seconds since 1970.
     pub since_unix_seconds: u64,
-    /// Why what the files hold now is not in use, if it is not; else, if this host's own certificate is revoked, that.
+    /// Why the files' present contents are not in use; or, if they are, that this host's own
+    /// certificate is revoked. Absent if neither holds.
     pub problem: Option<String>,
-    /// The lists of revoked certificates, one for each authority that has signed one.
+    /// The revocation lists in use, one for each authority that has signed one.
     pub revocation_lists: Vec<RevocationListView>,
 }
 
-/// A list of revoked certificates in use.
+/// A revocation list in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RevocationListView {
-    /// The authority that signed it.
+    /// The authority that signed the list.
     pub issuer: String,
-    /// Its number.
+    /// The list's number.
     pub number: u64,
-    /// When the next one is due, RFC 3339.
+    /// Time at which the next list is due, in RFC 3339.
     pub next_update: String,
-    /// When the next one is due, in seconds since 1970.
+    /// Time at which the next list is due, in seconds since 1970.
     pub next_update_unix_seconds: u64,
-    /// Certificates it revokes.
+    /// Number of revoked certificates.
     pub revoked_count: u64,
-    /// How old it is: `fresh`, `aging` in its last seven days, or `stale` once it has ended, and then new moves are
-    /// refused.
+    /// Age of the list: `fresh`; `aging` in its last seven days; or `stale` after its end, when new
+    /// moves are refused.
     #[serde(default)]
     pub state: String,
 }
