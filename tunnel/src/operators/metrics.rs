@@ -1,7 +1,7 @@
-//! Metrics in Prometheus's text form; every name and its help stands here and nowhere else.
+//! Metrics in Prometheus's text format. All names and help texts of the tunnel are in this file.
 //!
-//! The numbers live where they arise, and a scrape collects them into a registry of its own: nothing
-//! has to be kept in step, and no global state exists.
+//! The values live where they are counted. Each scrape collects them into a new registry, so there
+//! is no global state and nothing to keep in step.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,13 +35,13 @@ pub(crate) fn render(core: &Core) -> Result<String, Fault> {
     collect(core).map_err(|error| Fault::new(Code::State, format!("metrics: {error}")))
 }
 
-/// The labels of what there is one of.
+/// No labels: for metrics with a single series.
 const NONE: &[&str] = &[];
 
-/// What was sent and received is one metric with a direction.
+/// Name and help of the byte counter; the direction is a label.
 const BYTES: (&str, &str) = (
     "towpath_tunnel_bytes_total",
-    "Bytes of local programs through a link.",
+    "Bytes of local programs carried by a link.",
 );
 
 fn collect(core: &Core) -> prometheus::Result<String> {
@@ -60,14 +60,14 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let build = gauges(
         registry,
         "towpath_build_info",
-        "Always 1; the release is a label.",
+        "Release of the daemon, as a label; always 1.",
         &["component", "version"],
     )?;
     let version = env!("CARGO_PKG_VERSION");
     build.with_label_values(&["tunnel", version]).set(1);
     let used = Counter::new(
         "towpath_tunnel_cpu_seconds_total",
-        "Processor time the tunnel has used since it was started.",
+        "Processor time used by the tunnel since its start, in seconds.",
     )?;
     let used = registered(registry, used)?;
     used.inc_by(Duration::from_nanos(bench_service::used_nanos()).as_secs_f64());
@@ -76,17 +76,17 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     for (name, help, value) in [
         (
             "towpath_cert_expiry_timestamp_seconds",
-            "When the host's certificate ends, in seconds since 1970.",
+            "Expiry of the host's certificate, in seconds since 1970.",
             Some(identity.view().not_after_unix_seconds),
         ),
         (
             "towpath_crl_next_update_timestamp_seconds",
-            "When the list of revoked certificates ends, in seconds since 1970; absent without one.",
+            "Expiry of the list of revoked certificates, in seconds since 1970; absent without a list.",
             lists.next_update_unix_seconds(),
         ),
         (
             "towpath_tunnel_window_memory_bytes",
-            "Memory taken for what is under way over long and fast paths, of what the configuration allows.",
+            "Memory in use for data in flight over long and fast paths, of limits.window_memory, in bytes.",
             Some(core.window_memory.taken_bytes()),
         ),
     ] {
@@ -98,12 +98,12 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     for (name, help, count) in [
         (
             "towpath_network_changes_total",
-            "Times the kernel said that the host's network had changed.",
+            "Changes of the host's network reported by the kernel.",
             core.network.count(),
         ),
         (
             "towpath_crl_rollbacks_total",
-            "Lists of revoked certificates that were older than the one in use, and refused.",
+            "Lists of revoked certificates refused because they were older than the one in use.",
             trust.rollback_count(),
         ),
     ] {
@@ -113,27 +113,28 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     reloads(core, registry)
 }
 
-/// What is wrong as long as it is, for a count of refusals does not say when they are mended.
+/// Gauges that are 1 while a problem lasts. A counter of refusals does not show when the problem is
+/// mended.
 fn problems(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     for (name, help, is_so) in [
         (
             "towpath_cert_problem",
-            "Whether something is wrong with the host's certificates or their files.",
+            "Whether there is a problem with the host's certificates or their files: 1 or 0.",
             core.trust.problem().is_some(),
         ),
         (
             "towpath_crl_rollback",
-            "Whether the list of revoked certificates in the files is older than the newest, which stays in use.",
+            "Whether the file's list of revoked certificates is older than the newest one, which stays in use: 1 or 0.",
             core.trust.is_rolled_back(),
         ),
         (
             "towpath_config_problem",
-            "Whether the configuration's file as it is now cannot be used.",
+            "Whether the present configuration file cannot be used: 1 or 0.",
             core.reloads.view().problem.is_some(),
         ),
         (
             "towpath_state_problem",
-            "Whether the last write to the state folder failed.",
+            "Whether the last write to the state folder failed: 1 or 0.",
             core.state_problem().is_some(),
         ),
     ] {
@@ -147,7 +148,7 @@ fn reloads(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let reloads = counters(
         registry,
         "towpath_cert_reloads_total",
-        "Changed certificates, keys and lists that were taken into use, or refused.",
+        "Reloads of changed certificates, keys and revocation lists, by result: taken or refused.",
         &["result"],
     )?;
     let (taken, refused) = core.trust.counts();
@@ -156,7 +157,7 @@ fn reloads(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let reloads = counters(
         registry,
         "towpath_config_reloads_total",
-        "Times the configuration was read again, and taken into use, in part, or refused.",
+        "Reloads of the configuration, by result: taken, partly or refused.",
         &["result"],
     )?;
     for (result, count) in core.reloads.counts() {
@@ -169,7 +170,7 @@ fn refusals(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let rejected = counters(
         registry,
         "towpath_tls_rejected_total",
-        "Handshakes refused because of what the peer showed.",
+        "Handshakes refused because of the peer's certificate or protocol, by reason.",
         &["reason"],
     )?;
     for reason in Rejection::ALL {
@@ -179,7 +180,7 @@ fn refusals(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let dropped = counters(
         registry,
         "towpath_quic_incoming_dropped_total",
-        "Handshakes that were dropped, or came to nothing though no certificate was at fault.",
+        "Handshakes dropped or failed for a reason other than a certificate, by reason.",
         &["reason"],
     )?;
     for reason in DropReason::ALL {
@@ -189,7 +190,7 @@ fn refusals(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     Ok(())
 }
 
-/// How channels fare.
+/// Metrics of channels.
 struct Channels {
     up: IntGaugeVec,
     rtt: GaugeVec,
@@ -206,7 +207,7 @@ struct Channels {
 impl Channels {
     fn new(registry: &Registry) -> prometheus::Result<Self> {
         let (each, by_way) = (&["channel"], &["channel", "dir"]);
-        // The peer, so that a rule can tell what its link explains.
+        // With the peer, so that an alert rule can leave out channels whose link is down.
         let with_peer = &["channel", "peer"];
         let gauge = |name, help| gauges(registry, name, help, each);
         let count = |name, help| counters(registry, name, help, each);
@@ -214,52 +215,52 @@ impl Channels {
             up: gauges(
                 registry,
                 "towpath_channel_up",
-                "Whether a channel listens, its link is up, and its last connection found the service.",
+                "Whether the channel listens, its link is up, and its last connection reached the service: 1 or 0.",
                 with_peer,
             )?,
             rtt: ratios(
                 registry,
                 "towpath_channel_rtt_seconds",
-                "Smoothed round trip of the connection that carries the channel's class.",
+                "Smoothed round trip of the connection that carries the channel's class, in seconds; absent without a link.",
                 with_peer,
             )?,
             bytes: counters(
                 registry,
                 "towpath_channel_bytes_total",
-                "Bytes of local programs through a channel.",
+                "Bytes of local programs carried by the channel.",
                 by_way,
             )?,
             rate: gauges(
                 registry,
                 "towpath_channel_bytes_per_second",
-                "Bytes of local programs through a channel over the last second.",
+                "Bytes of local programs carried by the channel over the last second.",
                 by_way,
             )?,
             connections: gauge(
                 "towpath_channel_connections",
-                "Connections, or sources of datagrams, there are now.",
+                "Open connections, or sources of datagrams, of the channel.",
             )?,
             errors: count(
                 "towpath_channel_errors_total",
-                "Connections of a channel that did not end as they should.",
+                "Connections of the channel that failed to open or broke off.",
             )?,
             open: ratios(
                 registry,
                 "towpath_channel_open_seconds",
-                "How long the last connection waited for the service.",
+                "Time the channel's last connection waited for the service, in seconds.",
                 each,
             )?,
             generation: gauge(
                 "towpath_channel_generation",
-                "Generation of the channel's metadata.",
+                "Generation of the channel's definition.",
             )?,
             cap: gauge(
                 "towpath_channel_rate_limit_bytes_per_second",
-                "Cap on what goes out through the channel, counted on the wire; absent without one.",
+                "Cap on the rate sent through the channel, in bytes per second on the wire; absent without a cap.",
             )?,
             dropped: count(
                 "towpath_channel_datagrams_dropped_total",
-                "Datagrams that were to go out through the channel and were too many.",
+                "Datagrams of the channel dropped because too many were waiting to be sent.",
             )?,
         })
     }
@@ -326,7 +327,7 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     Ok(())
 }
 
-/// How links are, and what goes over them.
+/// Metrics of links and their traffic.
 struct Links {
     up: IntGaugeVec,
     states: IntGaugeVec,
@@ -347,49 +348,52 @@ impl Links {
         let gauge = |name, help| gauges(registry, name, help, &["peer"]);
         let ratio = |name, help| ratios(registry, name, help, &["peer"]);
         Ok(Self {
-            up: gauge("towpath_tunnel_up", "Whether the link is up.")?,
+            up: gauge(
+                "towpath_tunnel_up",
+                "Whether the link is up and the peer answers: 1 or 0.",
+            )?,
             states: gauges(
                 registry,
                 "towpath_tunnel_state",
-                "1 for the state the link is in, 0 for the others.",
+                "State of the link, as a label: 1 for the present state, 0 for the others.",
                 &["peer", "state"],
             )?,
-            streams: gauge("towpath_tunnel_streams", "Streams open now.")?,
+            streams: gauge("towpath_tunnel_streams", "Open streams of the link.")?,
             cap: gauge(
                 "towpath_tunnel_rate_limit_bytes_per_second",
-                "Cap on what is sent, counted on the wire; absent without one.",
+                "Cap on the rate sent to the peer, in bytes per second on the wire; absent without a cap.",
             )?,
             receive_cap: gauge(
                 "towpath_tunnel_receive_rate_limit_bytes_per_second",
-                "Most that we want the peer to send, counted on the wire; absent without one.",
+                "Cap on the rate received, which the peer is asked to keep to, in bytes per second on the wire; absent without a cap.",
             )?,
             path: gauge(
                 "towpath_tunnel_path_bytes_per_second",
-                "What the path is believed to carry; 0 while unknown.",
+                "Estimated rate of the path to the peer, in bytes per second; 0 while unknown.",
             )?,
             rtt: ratio(
                 "towpath_tunnel_rtt_seconds",
-                "Smoothed round trip of the urgent connection.",
+                "Smoothed round trip of the urgent connection, in seconds.",
             )?,
             queue: ratio(
                 "towpath_tunnel_queue_seconds",
-                "Queue at the bottleneck in the last round trip.",
+                "Queue at the bottleneck in the last round trip, in seconds.",
             )?,
             loss: ratio(
                 "towpath_tunnel_loss_ratio",
-                "Share of packets lost over the last second.",
+                "Ratio of packets lost to packets sent over the last second, 0 to 1.",
             )?,
             bytes: counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?,
             packets_sent: counters(
                 registry,
                 "towpath_tunnel_packets_sent_total",
-                "Packets sent over one of the connections of the links.",
+                "Packets sent to the peer, by connection of the link.",
                 &["peer", "leg"],
             )?,
             packets_lost: counters(
                 registry,
                 "towpath_tunnel_packets_lost_total",
-                "Those of the packets sent that were found lost.",
+                "Packets sent to the peer and lost, by connection of the link.",
                 &["peer", "leg"],
             )?,
         })
@@ -430,7 +434,7 @@ impl Links {
         }
     }
 
-    /// What is known of the path while there is a link.
+    /// Sets the metrics of the path, which exist only while there is a link.
     fn show_path(&self, label: &[&str], link: &Link) {
         let estimate = link.estimate();
         let path = self.path.with_label_values(label);
@@ -446,7 +450,7 @@ impl Links {
     }
 }
 
-/// What the classes of each of a link's connections see.
+/// Metrics of each of a link's two connections.
 struct Legs {
     rtt: GaugeVec,
     base_rtt: GaugeVec,
@@ -460,19 +464,19 @@ impl Legs {
         Ok(Self {
             rtt: of(
                 "towpath_tunnel_leg_rtt_seconds",
-                "Smoothed round trip of one of the link's connections.",
+                "Smoothed round trip of one connection of the link, in seconds.",
             )?,
             base_rtt: of(
                 "towpath_tunnel_leg_base_rtt_seconds",
-                "Round trip without a queue, as one of the link's connections knows it.",
+                "Round trip without a queue of one connection of the link, in seconds; 0 while unknown.",
             )?,
             queue: of(
                 "towpath_tunnel_leg_queue_seconds",
-                "Queue at the bottleneck in the last round trip of one of the link's connections.",
+                "Queue at the bottleneck in the last round trip of one connection of the link, in seconds.",
             )?,
             loss: of(
                 "towpath_tunnel_leg_loss_ratio",
-                "Share of packets that one of the link's connections lost over the last second.",
+                "Ratio of packets lost to packets sent by one connection of the link over the last second, 0 to 1.",
             )?,
         })
     }
@@ -493,25 +497,25 @@ impl Legs {
     }
 }
 
-/// What was done to have a link, and to know what it carries.
+/// Metrics of dials and probes.
 fn efforts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let peer = &["peer"];
     let dials = counters(
         registry,
         "towpath_tunnel_dials_total",
-        "Attempts to reach a peer, by what they were made for.",
+        "Attempts to dial the peer, by cause: clock or network.",
         &["peer", "cause"],
     )?;
     let probes = counters(
         registry,
         "towpath_tunnel_probes_total",
-        "Measurements of the way to a peer, by how they ended.",
+        "Probes of the path to the peer, by result: done or failed.",
         &["peer", "result"],
     )?;
     let probe_bytes = counters(
         registry,
         "towpath_tunnel_probe_bytes_total",
-        "Bytes sent to measure the way to a peer.",
+        "Bytes sent by probes of the path to the peer.",
         peer,
     )?;
     for peer in core.peers.values() {
@@ -538,26 +542,26 @@ fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let predicted = ratios(
         registry,
         "towpath_tunnel_predicted_bytes_per_second",
-        "What the link is expected to carry, under its cap; absent while unknown.",
+        "Forecast rate of the link under its cap, in bytes per second; absent while unknown.",
         &["peer", "direction", "horizon", "percentile"],
     )?;
     let scored = &["peer", "direction", "horizon"];
     let error = ratios(
         registry,
         "towpath_tunnel_prediction_error_ratio",
-        "Mean distance of p50 from what came, as a share of it.",
+        "Mean distance of the p50 forecast from the outcome, as a ratio of the outcome.",
         scored,
     )?;
     let pinball = ratios(
         registry,
         "towpath_tunnel_prediction_pinball_ratio",
-        "Mean pinball loss of p10, p50 and p90, as a share of what came.",
+        "Mean pinball loss of the p10, p50 and p90 forecasts, as a ratio of the outcome.",
         scored,
     )?;
     let coverage = ratios(
         registry,
         "towpath_tunnel_prediction_coverage_ratio",
-        "Share of outcomes from p10 to p90; 0.8 is right.",
+        "Ratio of outcomes between the p10 and p90 forecasts, 0 to 1; ideally 0.8.",
         scored,
     )?;
     for peer in core.peers.values() {
@@ -588,7 +592,7 @@ fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     Ok(())
 }
 
-/// What the classes get of a link.
+/// Metrics of the classes' shares of a link.
 struct Shares {
     weight: IntGaugeVec,
     floor: IntGaugeVec,
@@ -605,37 +609,37 @@ impl Shares {
             weight: gauges(
                 registry,
                 "towpath_tunnel_class_weight",
-                "Weight of a class under the cap; absent for those that go first.",
+                "Weight of the class; absent for classes that go first.",
                 label,
             )?,
             floor: gauges(
                 registry,
                 "towpath_tunnel_class_floor_bytes_per_second",
-                "What a class gets at least under a cap, counted on the wire; absent without one.",
+                "Least rate of the class under a cap, in bytes per second on the wire; absent without a floor.",
                 label,
             )?,
             cap: gauges(
                 registry,
                 "towpath_tunnel_class_rate_limit_bytes_per_second",
-                "Cap of a class, counted on the wire; absent without one.",
+                "Cap on the rate of the class, in bytes per second on the wire; absent without a cap.",
                 label,
             )?,
             dropped: counters(
                 registry,
                 "towpath_tunnel_datagrams_dropped_total",
-                "Datagrams that were to be sent and were too many.",
+                "Datagrams of channels dropped because too many were waiting to be sent.",
                 label,
             )?,
             waits: counters(
                 registry,
                 "towpath_tunnel_class_waits_total",
-                "Pieces of streams and datagrams that were sent.",
+                "Pieces of streams and datagrams sent, each of which may have waited in the tunnel.",
                 label,
             )?,
             wait_seconds: seconds(
                 registry,
                 "towpath_tunnel_class_wait_seconds_total",
-                "How long they waited in the tunnel before, for caps, shares and room on the path, all together.",
+                "Total wait of pieces of streams and datagrams in the tunnel for caps, shares and room on the path, in seconds.",
                 label,
             )?,
         })
@@ -663,7 +667,7 @@ impl Shares {
     }
 }
 
-/// What became of streams whose link was lost.
+/// Metrics of streams whose link was lost.
 struct Fates {
     paused: IntGaugeVec,
     resumed: IntCounterVec,
@@ -679,25 +683,22 @@ impl Fates {
             paused: gauges(
                 registry,
                 "towpath_tunnel_streams_paused",
-                "Streams that wait for their peer.",
+                "Streams that wait for the link to come back.",
                 &["peer"],
             )?,
             resumed: count(
                 "towpath_tunnel_streams_resumed_total",
-                "Times a stream went on over another connection.",
+                "Resumptions of streams over another connection.",
             )?,
             lost: count(
                 "towpath_tunnel_streams_lost_total",
-                "Streams that no link came for in time, or that the peer had forgotten.",
+                "Streams lost because no link came in time or the peer no longer had them.",
             )?,
             resent: count(
                 "towpath_tunnel_resent_bytes_total",
-                "Bytes sent again because a connection was lost.",
+                "Bytes sent again after the loss of a connection.",
             )?,
-            links_lost: count(
-                "towpath_tunnel_links_lost_total",
-                "Times the link was lost.",
-            )?,
+            links_lost: count("towpath_tunnel_links_lost_total", "Losses of the link.")?,
         })
     }
 

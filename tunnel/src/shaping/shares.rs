@@ -19,8 +19,8 @@ pub const WEIGHT_MAX: u32 = 1000;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Share {
-    /// Share of the remaining rate, relative to the weights of the other classes, up to 1000; 0 for
-    /// what no other class uses. The default depends on the class.
+    /// Share of the remaining rate, relative to the weights of the other classes, 0 to 1000. A
+    /// class of weight 0 takes only what no other class uses. The default depends on the class.
     #[serde(default)]
     pub weight: Option<u32>,
     /// Least rate of the class while it has data to send, counted on the wire; none if absent.
