@@ -1,4 +1,4 @@
-//! The tunnel's configuration, as it stands in its TOML file.
+//! The tunnel's configuration file, in TOML.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -31,46 +31,46 @@ pub const PEER_COUNT_MAX: usize = 256;
 /// Most services of one tunnel.
 pub const SERVICE_COUNT_MAX: usize = 1024;
 
-/// Most peers named in one error, which has to stay readable.
+/// Most peers named in one error message, so that it stays readable.
 const PEERS_NAMED_MAX: usize = 8;
 
-/// Everything a tunnel daemon is told.
+/// The configuration of a tunnel daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The site this host stands at; its certificate must say the same.
+    /// This host's site, as in its certificate.
     pub site: Name,
-    /// This host within its site; its certificate must say the same.
+    /// This host's name within the site, as in its certificate.
     pub host: Name,
-    /// UDP address where peers' links are accepted; without it this side only dials.
+    /// UDP address at which links from peers are accepted. If absent, this side only dials.
     #[serde(default)]
     pub listen: Option<SocketAddr>,
-    /// Unix socket where local programs ask for streams.
+    /// Unix socket at which local programs ask for streams.
     pub socket: PathBuf,
-    /// Where the history behind the forecasts is kept; without it they begin anew at every start.
+    /// Folder for state that survives a restart: the history of the forecasts, pushed channels, the
+    /// newest revocation lists and the last good certificate. If absent, none of it is kept.
     #[serde(default)]
     pub state_dir: Option<PathBuf>,
-    /// The zone that times of day are meant in, such as `"Europe/Berlin"`: those of timetables, and the
-    /// days and nights of the forecasts.
+    /// Time zone of timetables and of the days and nights in forecasts, such as `"Europe/Berlin"`.
     #[serde(default)]
     pub time_zone: Zone,
-    /// The sites this one keeps a link to.
+    /// Sites to keep a link to.
     #[serde(default)]
     pub peers: Vec<PeerConfig>,
     /// Local services that peers may reach.
     #[serde(default)]
     pub services: Vec<ServiceConfig>,
-    /// Listeners here that are joined to services at peers.
+    /// Local listeners joined to services at peers.
     #[serde(default)]
     pub channels: Vec<ChannelSpec>,
-    /// Where operators and scrapers ask.
+    /// Addresses of the HTTP API for operators and scrapers.
     pub admin: AdminConfig,
-    /// Who this host is.
+    /// Files of this host's identity.
     pub certificates: CertificatesConfig,
-    /// Limits, each with a default that fits most sites.
+    /// Limits. The defaults fit most sites.
     #[serde(default)]
     pub limits: Limits,
-    /// The file this was read from, if any; SIGHUP reads it again.
+    /// The file this was read from, if any. SIGHUP reads it again.
     #[serde(skip)]
     pub(crate) file: Option<PathBuf>,
 }
@@ -79,44 +79,46 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerConfig {
-    /// Its name.
+    /// The peer's site.
     pub site: Name,
-    /// Its tunnel's UDP address, `host:port`; without it we wait for the peer to dial.
+    /// UDP address of the peer's tunnel, `host:port`. If absent, this side waits for the peer to
+    /// dial.
     #[serde(default)]
     pub address: Option<String>,
-    /// Most we send to it, counted on the wire, such as `"100Mbit"`.
+    /// Cap on the rate sent to the peer, counted on the wire, such as `"100Mbit"`; none if absent.
     #[serde(default)]
     pub send_rate: Option<Rate>,
-    /// The same by the time of the week, such as
-    /// `"50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise"`; in place of `send_rate`.
+    /// Caps on the rate sent by the time of the week, in place of `send_rate`, such as `"50Mbit
+    /// 09:00-17:00 mon-fri, 200Mbit otherwise"`.
     #[serde(default)]
     pub send_timetable: Option<Week>,
-    /// Most we want it to send to us, counted on the wire.
+    /// Cap on the rate received, which the peer is asked to keep to, counted on the wire; none if
+    /// absent.
     #[serde(default)]
     pub receive_rate: Option<Rate>,
-    /// The same by the time of the week, in place of `receive_rate`.
+    /// Caps on the rate received by the time of the week, in place of `receive_rate`.
     #[serde(default)]
     pub receive_timetable: Option<Week>,
-    /// Measures the way to it now and then; off without it.
+    /// Repeated measurements of the path to the peer; none if absent.
     #[serde(default)]
     pub probe: Option<ProbeConfig>,
-    /// What the classes get of what we send to it, such as
-    /// `bulk = { weight = 3, floor = "5Mbit", cap = "80Mbit" }`.
+    /// Shares of the classes in the rate sent, such as `bulk = { weight = 3, floor = "5Mbit", cap =
+    /// "80Mbit" }`.
     #[serde(default, skip_serializing_if = "Shares::is_empty")]
     pub shares: Shares,
 }
 
-/// How often the way to a peer is measured by sending, and what that may cost.
+/// Interval and budget of repeated measurements of the path to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeConfig {
     /// Time between two measurements.
     pub interval: Span,
-    /// Most bytes that each may send.
+    /// Most bytes sent by each measurement.
     pub bytes: Size,
 }
 
-/// Least time between two measurements; more often they would be traffic of their own.
+/// Least time between two measurements: more of them would be a load of their own.
 const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
 /// A local service that peers may reach.
@@ -125,21 +127,23 @@ const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(10);
 pub struct ServiceConfig {
     /// The name peers ask for.
     pub name: Name,
-    /// The Unix socket it listens at, if it wants to be told first who opened each stream, as the
-    /// migrator does.
+    /// Unix socket of a service that expects each stream to begin with who opened it, such as the
+    /// migrator. Exclusive with `target`.
     #[serde(default, skip_serializing_if = "is_unset")]
     pub socket: PathBuf,
-    /// Where it listens otherwise, such as `"tcp:127.0.0.1:80"`; it gets the bytes alone.
+    /// Address of a service that expects only the bytes of each stream, such as
+    /// `"tcp:127.0.0.1:80"`.
     #[serde(default)]
     pub target: Option<Endpoint>,
-    /// Sites whose hosts may reach it; all others are denied.
+    /// Sites whose hosts may reach the service; all others are denied.
     pub allow: Vec<Name>,
-    /// Most it sends to all peers together, counted on the wire.
+    /// Cap on the rate the service sends to all peers together, counted on the wire; none if
+    /// absent.
     #[serde(default)]
     pub cap: Option<Rate>,
 }
 
-/// Where operators and scrapers ask.
+/// Addresses of the HTTP API for operators and scrapers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdminConfig {
@@ -150,21 +154,22 @@ pub struct AdminConfig {
     pub http: Option<SocketAddr>,
 }
 
-/// Where this host's certificate is.
+/// Files of this host's identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CertificatesConfig {
-    /// The certificate.
+    /// This host's certificate.
     pub cert: PathBuf,
-    /// Its private key, which nobody else may be able to read.
+    /// The certificate's private key. Other users must not be able to read it.
     pub key: PathBuf,
-    /// Where its key may be as well: used if this, and not `key`, is the certificate's. Need not be there.
+    /// A second place for the private key: used if this key, and not `key`, belongs to the
+    /// certificate. The file need not exist.
     #[serde(default)]
     pub next_key: Option<PathBuf>,
-    /// The authority's certificate, or those of two while one follows the other.
+    /// The certificate of the authority, or of two while one replaces the other.
     pub ca: PathBuf,
-    /// The authority's list of revoked certificates, of both while there are two; without it none
-    /// is taken to be revoked.
+    /// The revocation list of the authority, or of both while there are two. If absent, no
+    /// certificate counts as revoked.
     #[serde(default)]
     pub crl: Option<PathBuf>,
 }
@@ -173,24 +178,26 @@ pub struct CertificatesConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Streams of local programs open at once: a few per moving guest and application.
+    /// Most streams of local programs open at once: a few per moving guest and application.
     pub local_streams: usize,
-    /// Streams a peer may have open at once on each of a link's connections.
+    /// Most streams that a peer may have open at once on each of a link's two connections.
     pub peer_streams: u32,
-    /// How long a preamble may take to arrive whole.
+    /// Longest time for a preamble to arrive in full.
     pub preamble_wait: Span,
-    /// How long a stream may be stuck because the other side does not read.
+    /// Longest time that a move's stream may be stuck because the other side does not read. For
+    /// connections of channels, and streams of the classes app and scavenger, the limit holds only
+    /// while they take too much room.
     pub stall_wait: Span,
-    /// How long a stream outlives the loss of its link; then its program loses it too.
+    /// How long a stream outlives the loss of its link. After this time the stream ends.
     pub outage_wait: Span,
-    /// Most bytes of each stream and direction that are kept to be sent again after a cut, whatever the
-    /// path holds; less where many streams are not read, more where the path holds more.
+    /// Bytes kept of each stream and direction, to be sent again after a cut, however short the
+    /// path. Fewer are kept if many streams are not read, more if the path holds more.
     pub resume_tail: Size,
-    /// Memory that all links together may take for what is under way over long and fast paths, beyond
-    /// 16 MiB that each keeps of what it sent and 24 MiB that may wait unread.
+    /// Memory of all links together for data in flight over long and fast paths, beyond the 16 MiB
+    /// of sent data and the 24 MiB of unread data that each link may hold.
     pub window_memory: Size,
-    /// Largest UDP payload that is tried: 1452 fits a plain 1500-byte path over IPv6; private links
-    /// with jumbo frames carry more than twice as much per processor second with 8952.
+    /// Largest UDP payload to try, in bytes. 1452 fits a plain 1500-byte path over IPv6. With 8952,
+    /// private links with jumbo frames carry more than twice as much per processor second.
     pub udp_payload_bytes: u16,
 }
 
@@ -209,7 +216,8 @@ impl Default for Limits {
     }
 }
 
-/// Valid sizes: QUIC demands 1200, and a jumbo frame of 9000 bytes holds 8972 over IPv4.
+/// Valid values of `udp_payload_bytes`: QUIC requires 1200, and a jumbo frame of 9000 bytes holds
+/// 8972 over IPv4.
 pub const UDP_PAYLOAD_BYTES: RangeInclusive<u16> = 1200..=8972;
 
 impl Check for Config {
@@ -237,12 +245,12 @@ impl Config {
         Ok(config)
     }
 
-    /// Records which file it was read from, so that it can be read again.
+    /// Records the file that this was read from, so that it can be read again.
     pub fn read_from(&mut self, file: PathBuf) {
         self.file = Some(file);
     }
 
-    /// A configuration without peers and services, and with default limits.
+    /// A configuration without peers, services and channels, with default limits.
     #[must_use]
     pub fn new(
         (site, host): (Name, Name),
@@ -270,7 +278,7 @@ impl Config {
         }
     }
 
-    /// The configuration with all defaults filled in: what `config show` prints.
+    /// Fills in all defaults, as `config show` prints them.
     #[must_use]
     pub fn effective(mut self) -> Self {
         for peer in &mut self.peers {
@@ -427,7 +435,7 @@ impl Config {
     }
 }
 
-/// Whether a path was left out.
+/// Whether a path was left out, and so is empty.
 fn is_unset(path: &Path) -> bool {
     path.as_os_str().is_empty()
 }
@@ -452,7 +460,7 @@ impl PeerConfig {
         within("peers.probe.bytes", probe.bytes, &(least..=most))
     }
 
-    /// A site that dials us, without a cap.
+    /// A peer that dials this side, without a cap.
     #[must_use]
     pub fn new(site: Name) -> Self {
         Self {
@@ -467,7 +475,7 @@ impl PeerConfig {
         }
     }
 
-    /// The limits on what is sent to it.
+    /// The caps and shares for the peer.
     #[must_use]
     pub fn shaping(&self) -> Shaping {
         Shaping {
@@ -481,7 +489,7 @@ impl PeerConfig {
 }
 
 impl ServiceConfig {
-    /// A service that is told first who opened each stream.
+    /// A service that expects each stream to begin with who opened it.
     #[must_use]
     pub const fn told(name: Name, socket: PathBuf, allow: Vec<Name>) -> Self {
         Self {
@@ -493,7 +501,7 @@ impl ServiceConfig {
         }
     }
 
-    /// A service that gets only the bytes of each stream.
+    /// A service that expects only the bytes of each stream.
     #[must_use]
     pub const fn plain(name: Name, target: Endpoint, allow: Vec<Name>) -> Self {
         Self {
@@ -507,7 +515,7 @@ impl ServiceConfig {
 }
 
 impl From<IdentityFiles> for CertificatesConfig {
-    /// The files as they were issued; they name no revocation list.
+    /// The files as issued, without a revocation list.
     fn from(files: IdentityFiles) -> Self {
         Self {
             cert: files.cert,
