@@ -1,4 +1,5 @@
-//! `towpath tunnel bench`: what a link carries, how long it lets others wait meanwhile, and what it costs.
+//! `towpath tunnel bench`: measures what a link carries, how long other traffic waits meanwhile,
+//! and the cost in processor time.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -25,17 +26,17 @@ use super::probe::{of_service, progress};
 
 const EXAMPLES: &str = "\
 Examples:
-  towpath tunnel bench region                    send bulk for 10 s, and ping meanwhile
+  towpath tunnel bench region                    send bulk traffic for 10 s, and ping meanwhile
   towpath tunnel bench region --reverse --time 30s
   towpath tunnel bench region --class app --parallel 4 -o json
 
-The peer has to allow it, in its tunnel's configuration:
+The peer must allow it in the configuration of its tunnel:
   [[services]]
   name = \"bench\"
   socket = \"builtin:bench\"
   allow = [\"edge\"]";
 
-/// How long a stream may take to open, and its last words to come.
+/// Longest time for a stream to open, and for the peer to answer or read.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
 /// Longest bench: the peer ends its streams after five minutes.
@@ -44,7 +45,8 @@ const TIME_MAX: Duration = Duration::from_mins(4);
 /// Bytes written or read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Bytes under way that a load begins with, and how long it waits for some of them to come.
+/// Bytes in flight that a load begins with, and the pause before it looks again whether some have
+/// arrived.
 const UNDER_WAY_BYTES_MIN: u64 = 2 * CHUNK_BYTES as u64;
 const FEED_PAUSE: Duration = Duration::from_micros(500);
 
@@ -52,28 +54,28 @@ const FEED_PAUSE: Duration = Duration::from_micros(500);
 const IDLE_PING_COUNT: usize = 20;
 const PING_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Bytes of a ping: what a program asks another for.
+/// Bytes of a ping: the size of a small request between programs.
 const PING_BYTES: usize = 64;
 
-/// What is to be measured.
+/// The arguments of `towpath tunnel bench`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
-    /// The peer's site
+    /// Site of the peer
     peer: Name,
-    /// How urgent the load is: control, demand, app, switch, bulk or scavenger
+    /// Class of the load: control, demand, app, switch, bulk or scavenger
     #[arg(long, value_name = "CLASS", default_value = "bulk", value_parser = class)]
     class: Class,
-    /// How long it lasts, at most 4 minutes
+    /// Duration of the load, 1s to 4m
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
     time: Duration,
-    /// Have the peer send
+    /// Receive the load from the peer in place of sending it
     #[arg(long)]
     reverse: bool,
-    /// Streams side by side, 1 to 16
+    /// Number of parallel streams, 1 to 16
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     parallel: u16,
-    /// The tunnel's socket for streams
+    /// Socket of the tunnel for streams
     #[arg(
         long,
         value_name = "PATH",
@@ -95,7 +97,7 @@ fn time(text: &str) -> Result<Duration, String> {
     is_right.then_some(time).ok_or_else(why)
 }
 
-/// What came out.
+/// The result of a bench.
 #[derive(Debug, Serialize)]
 struct Outcome {
     peer: Name,
@@ -105,23 +107,23 @@ struct Outcome {
     bytes: u64,
     time_ms: u64,
     goodput_bytes_per_second: u64,
-    /// The same in bits, as the other documents have it.
+    /// The goodput in bits per second, as in other documents.
     goodput_bits_per_second: u64,
-    /// The cap that holds for the load, in bytes per second on the wire: the lowest of this side's on what it sends,
-    /// or the peer's.
+    /// The cap that limits the load, in bytes per second on the wire: the lower one of the link's
+    /// and the class's. With `reverse`, the cap on what the peer sends.
     cap_bytes_per_second: Option<u64>,
-    /// Whose cap that is.
+    /// What that cap is set for.
     cap_of: Option<CapOf>,
     idle_ping: Pings,
     loaded_ping: Pings,
-    /// Share of the packets that were lost of those that the sending side sent.
+    /// Ratio of packets lost to packets sent by the sending side.
     loss_ratio: Option<f64>,
-    /// The same per million, as the other documents have it.
+    /// The loss per million packets, as in other documents.
     lost_per_million: Option<u64>,
     cpu_seconds_per_gib: Cost,
 }
 
-/// A cap that holds for a load.
+/// A cap that limits a load.
 #[derive(Debug, Clone, Copy)]
 struct Cap {
     of: CapOf,
@@ -132,13 +134,13 @@ struct Cap {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum CapOf {
-    /// All that is sent to the peer.
+    /// The whole link in the direction of the load.
     Link,
-    /// What is sent to it in the load's class.
+    /// The class of the load.
     Class,
 }
 
-/// Round trips of small questions in the class of what somebody waits for.
+/// Round trips of small requests in the class `demand`.
 #[derive(Debug, Serialize)]
 struct Pings {
     count: usize,
@@ -147,20 +149,20 @@ struct Pings {
     max_us: u64,
 }
 
-/// Processor time of each tunnel, all it did meanwhile included.
+/// Processor time of each tunnel per GiB carried, including everything else it did meanwhile.
 #[derive(Debug, Serialize)]
 struct Cost {
     near: Option<f64>,
     far: Option<f64>,
 }
 
-/// What the peer's tunnel and this one say before the load and after it.
+/// The counters of both tunnels, before and after the load.
 struct Ends {
     near: (Near, Near),
     far: (Usage, Usage),
 }
 
-/// Does what was asked for.
+/// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let outcome =
         measure(options).map_err(|why| of_service(why, &options.tunnel_socket, &options.peer))?;
@@ -186,8 +188,8 @@ fn measure(options: &Options) -> Result<Outcome, Failure> {
     Ok(Outcome::of(options, cap, idle, load, &ends))
 }
 
-/// The cap that holds for the load. A peer keeps to the lower one of its own and ours; what it grants its classes it does
-/// not say.
+/// The cap that limits the load. A sending peer reports the cap it keeps to, the lower one of its
+/// own and the one we ask for, but not the caps of its classes.
 fn cap_of_load(options: &Options, near: &Near, far: &Usage) -> Option<Cap> {
     let of = |of, rate: Option<u64>| {
         rate.map(|bytes_per_second| Cap {
@@ -219,7 +221,7 @@ fn note_cap(options: &Options, cap: Cap) {
 }
 
 impl Options {
-    /// Which way the load goes, as in `to region`.
+    /// The direction of the load, as in `to region`.
     const fn direction(&self) -> &'static str {
         if self.reverse { "from" } else { "to" }
     }
@@ -270,7 +272,7 @@ impl Outcome {
     }
 }
 
-/// Packets that a tunnel has sent so far, and those of them that were lost.
+/// Packets that a tunnel has sent so far, and how many of them were lost.
 #[derive(Debug, Clone, Copy)]
 struct Packets {
     sent: u64,
@@ -286,7 +288,8 @@ impl Packets {
     }
 }
 
-/// Packets lost of those that were sent meanwhile; none if nothing was, or the tunnel was started again.
+/// Packets lost and packets sent between two readings. `None` if none were sent, or if the counters
+/// went back because the tunnel restarted.
 fn lost_between(before: Packets, after: Packets) -> Option<(u64, u64)> {
     let lost = after.lost.checked_sub(before.lost)?;
     let sent = after.sent.checked_sub(before.sent)?;
@@ -298,7 +301,7 @@ fn per_million(part: u64, whole: u64) -> u64 {
     u64::try_from(millionths).unwrap_or(u64::MAX)
 }
 
-/// What the load did.
+/// The measurements of a load.
 struct Load {
     bytes: u64,
     time: Duration,
@@ -306,7 +309,7 @@ struct Load {
 }
 
 impl Load {
-    /// Loads the link, and pings beside it.
+    /// Loads the link and pings over it at the same time.
     fn run(options: &Options, mut pinged: UnixStream) -> Result<Self, Failure> {
         let wish = if options.reverse {
             BenchRequest::Source
@@ -349,7 +352,8 @@ impl Load {
     }
 }
 
-/// Sends for so long that all has come when it is time; what the far end says it got, and when it said so.
+/// Sends so that everything arrives by `until`. Returns how much the far end counted, and when that
+/// count arrived.
 fn send(mut stream: UnixStream, until: Instant, came: &AtomicU64) -> Result<(u64, Instant), Fault> {
     let counts = stream.try_clone().map_err(|error| broken(&error))?;
     std::thread::scope(|scope| {
@@ -361,8 +365,9 @@ fn send(mut stream: UnixStream, until: Instant, came: &AtomicU64) -> Result<(u64
     })
 }
 
-/// Writes as long as what is under way comes in time, then ends the stream. No more is under way than has come
-/// already, so that what fills buffers at first does not outlast a short bench.
+/// Writes as long as the data in flight will arrive by `until`, then ends the stream. Once past the
+/// start, no more is in flight than has arrived already, so that data in buffers does not outlast a
+/// short bench.
 fn feed(stream: &mut UnixStream, came: &AtomicU64, until: Instant) -> std::io::Result<()> {
     let chunk = vec![0; CHUNK_BYTES];
     let (begun, mut written) = (Instant::now(), 0_u64);
@@ -385,7 +390,8 @@ fn feed(stream: &mut UnixStream, came: &AtomicU64, until: Instant) -> std::io::R
     }
 }
 
-/// How long what is under way takes at the rate at which so many bytes have come; none while none has.
+/// Time until `under_way` bytes have arrived, at the mean rate so far; `None` while nothing has
+/// arrived.
 fn time_left(under_way: u64, came: u64, elapsed: Duration) -> Option<Duration> {
     let nanos = elapsed.as_nanos() * u128::from(under_way)
         / u128::from(Some(came).filter(|came| *came > 0)?);
@@ -394,7 +400,7 @@ fn time_left(under_way: u64, came: u64, elapsed: Duration) -> Option<Duration> {
     ))
 }
 
-/// Hears what has come, until the far end has said it for the last time.
+/// Reads the far end's counts until the last one. Returns the highest count, and when it arrived.
 fn hear(mut stream: UnixStream, came: &AtomicU64) -> Result<(u64, Instant), Fault> {
     let mut count = [0; 8];
     let mut last = None;
@@ -414,7 +420,7 @@ fn hear(mut stream: UnixStream, came: &AtomicU64) -> Result<(u64, Instant), Faul
     last.ok_or_else(|| Fault::new(Code::Unreachable, "the peer does not say what came"))
 }
 
-/// Receives until it is time; how much, and when.
+/// Receives until `until`. Returns the bytes received, and the time of the end.
 fn receive(
     mut stream: UnixStream,
     until: Instant,
@@ -432,7 +438,7 @@ fn receive(
     Ok((count, Instant::now()))
 }
 
-/// Shows, where somebody watches, how long the load still lasts and what came of it so far.
+/// Shows the time left and the mean rate so far, if standard error is a terminal.
 fn show_until(
     options: &Options,
     (begun, until): (Instant, Instant),
@@ -470,7 +476,7 @@ fn ping(stream: &mut UnixStream) -> Result<Duration, Fault> {
     Ok(begun.elapsed())
 }
 
-/// Opens a stream to the peer's bench.
+/// Opens a stream to the peer's bench service.
 fn open(options: &Options, class: Class, wish: BenchRequest) -> Result<UnixStream, Fault> {
     let open = Open {
         peer: options.peer.clone(),
@@ -478,7 +484,7 @@ fn open(options: &Options, class: Class, wish: BenchRequest) -> Result<UnixStrea
         class,
     };
     let (mut stream, _) = open_stream(&options.stream_socket, &open, ANSWER_WAIT)?;
-    // A peer that has gone ends the stream; one that is stuck must not hold us for ever.
+    // A peer that is gone ends the stream. One that is stuck must not block the bench for ever.
     stream
         .set_read_timeout(Some(ANSWER_WAIT))
         .and_then(|()| stream.set_write_timeout(Some(ANSWER_WAIT)))
@@ -487,8 +493,7 @@ fn open(options: &Options, class: Class, wish: BenchRequest) -> Result<UnixStrea
     Ok(stream)
 }
 
-/// What has become of a stream. One over which nothing moves for [`ANSWER_WAIT`] is not told apart from one that would
-/// block.
+/// The fault for an error of a stream. A timeout after [`ANSWER_WAIT`] appears as `WouldBlock`.
 fn broken(error: &std::io::Error) -> Fault {
     match error.kind() {
         std::io::ErrorKind::WouldBlock => {
@@ -499,7 +504,7 @@ fn broken(error: &std::io::Error) -> Fault {
     }
 }
 
-/// What the far tunnel has used and done.
+/// Reads the counters of the peer's tunnel.
 fn far_usage(options: &Options) -> Result<Usage, Fault> {
     let mut stream = open(options, Class::Control, BenchRequest::Usage)?;
     let mut bytes = [0; USAGE_BYTES];
@@ -509,11 +514,11 @@ fn far_usage(options: &Options) -> Result<Usage, Fault> {
     Ok(Usage::decode(&bytes))
 }
 
-/// What the near tunnel says of itself and of its links to the peer.
+/// The counters and caps of this host's tunnel, for its links to the peer.
 struct Near {
     cpu: Option<f64>,
     cap: Option<u64>,
-    /// Of the classes, in their order.
+    /// The cap of each class, in the order of [`Class::ALL`].
     class_caps: [Option<u64>; Class::ALL.len()],
     packets: Option<Packets>,
 }
@@ -532,7 +537,7 @@ impl Near {
             let labels = format!("{{class=\"{}\",peer=\"{peer}\"}}", class.as_str());
             value(text, &format!("{name}{labels}")).map(whole)
         };
-        // The urgent classes' packets too: a peer counts those of all its connections.
+        // Both legs, because a peer also counts the packets of all its connections.
         let count = |name: &str| {
             let of_leg = |leg: &Leg| {
                 let labels = format!("{{leg=\"{}\",peer=\"{peer}\"}}", leg.as_str());
@@ -551,7 +556,7 @@ impl Near {
     }
 }
 
-/// A rate or a count: a whole number, and far below what this type holds.
+/// Converts a metric that is a whole number, far below the limits of both types.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -561,7 +566,7 @@ const fn whole(value: f64) -> u64 {
     value as u64
 }
 
-/// A metric's value in Prometheus' text form.
+/// The value of a metric in Prometheus's text format.
 fn value(text: &str, metric: &str) -> Option<f64> {
     let mut lines = text.lines();
     let line = lines.find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '))?;
@@ -664,7 +669,7 @@ mod tests {
         assert_eq!(lost_between(at(100, 50), at(300, 60)), Some((10, 200)));
         assert_eq!(lost_between(at(100, 50), at(100, 50)), None, "nothing sent");
         assert_eq!(lost_between(at(100, 50), at(30, 0)), None, "started again");
-        // The last second was far worse than the run.
+        // The loss of the last second is far higher than that of the run, and must not count.
         let near = |(sent, lost): (u64, u64)| {
             let text = format!(
                 "towpath_tunnel_loss_ratio{{peer=\"region\"}} 0.9\n\

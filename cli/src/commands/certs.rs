@@ -1,4 +1,4 @@
-//! `towpath certs`: the authority of a trust domain, and the certificates of its hosts.
+//! `towpath certs`: manages the authority of a trust domain and the certificates of its hosts.
 
 mod lifecycle;
 
@@ -23,27 +23,27 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   towpath certs init --dir ./authority --trust-domain shop.example
   towpath certs issue --authority ./authority --site edge --host box-1 --out ./box-1
-  towpath certs verify ./box-1                      whether a tunnel would start with it";
+  towpath certs verify ./box-1                      check that a tunnel can start with it";
 
 const INIT_EXAMPLES: &str = "\
 Example:
   towpath certs init --dir ./authority --trust-domain shop.example
 
-Keep the folder off the hosts: whoever has ca.key can name hosts.";
+Keep the folder off the hosts: whoever has ca.key can issue certificates to hosts.";
 
 const ISSUE_EXAMPLES: &str = "\
 Example:
   towpath certs issue --authority ./authority --site edge --host box-1 --out ./box-1
 
-Then carry ./box-1 to that host, to where its tunnel's configuration names it.";
+Then copy ./box-1 to the host, to the paths in its tunnel's configuration.";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
-  towpath certs show ./box-1/cert.pem               whom it names, and until when
-  towpath certs show ./box-1/ca.pem                 each authority that is trusted
-  towpath certs show ./authority/crl.pem            which certificates are revoked";
+  towpath certs show ./box-1/cert.pem               show the host it names, and its expiry
+  towpath certs show ./box-1/ca.pem                 show each trusted authority
+  towpath certs show ./authority/crl.pem            show which certificates are revoked";
 
-/// What is to be done with certificates.
+/// The subcommands of `towpath certs`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create the authority of a new trust domain.
@@ -52,62 +52,62 @@ pub(crate) enum Command {
     /// Issue a key and a certificate to a host.
     #[command(after_help = ISSUE_EXAMPLES)]
     Issue(IssueOptions),
-    /// Issue the next certificate to a host, under this authority or the next one.
+    /// Issue the next certificate to a host, by this authority or the next one.
     #[command(after_help = lifecycle::RENEW_EXAMPLES)]
     Renew(lifecycle::RenewOptions),
-    /// Revoke certificates, and sign the list that tells the hosts.
+    /// Revoke certificates, and sign the next revocation list.
     #[command(after_help = lifecycle::REVOKE_EXAMPLES)]
     Revoke(lifecycle::RevokeOptions),
     /// List every certificate the authority has issued.
     #[command(after_help = lifecycle::LS_EXAMPLES)]
     Ls(lifecycle::LsOptions),
-    /// Show what a file of certificates, or of lists of revoked ones, says.
+    /// Show the certificates or revocation lists in a file.
     #[command(after_help = SHOW_EXAMPLES)]
     Show(ShowOptions),
-    /// Check a host's folder: certificate, key, authority, chain, time, revocation.
+    /// Check a host's folder: certificate, key, authority, chain, validity, revocation.
     #[command(after_help = lifecycle::VERIFY_EXAMPLES)]
     Verify(lifecycle::VerifyOptions),
 }
 
-/// The authority to create.
+/// The arguments of `towpath certs init`.
 #[derive(Debug, Args)]
 pub(crate) struct InitOptions {
-    /// The folder it is to live in
+    /// Folder for the new authority
     #[arg(long, value_name = "FOLDER")]
     dir: PathBuf,
-    /// The domain whose hosts it names
+    /// Name of the trust domain, whose hosts it certifies
     #[arg(long, value_name = "NAME")]
     trust_domain: Name,
     #[command(flatten)]
     output: OutputOption,
 }
 
-/// The certificate to issue.
+/// The arguments of `towpath certs issue`.
 #[derive(Debug, Args)]
 pub(crate) struct IssueOptions {
-    /// The authority's folder
+    /// Folder of the authority
     #[arg(long, value_name = "FOLDER")]
     authority: PathBuf,
-    /// The site the host stands at
+    /// Site of the host
     #[arg(long, value_name = "NAME")]
     site: Name,
-    /// The host within its site
+    /// Name of the host within its site
     #[arg(long, value_name = "NAME")]
     host: Name,
-    /// The folder for the key and the certificates
+    /// Folder for the key and the certificates
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Days it is good for, 1 to 825
+    /// Validity of the certificate in days, 1 to 825
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=825))]
     days: u32,
     #[command(flatten)]
     output: OutputOption,
 }
 
-/// The certificate to show.
+/// The arguments of `towpath certs show`.
 #[derive(Debug, Args)]
 pub(crate) struct ShowOptions {
-    /// The file, in PEM: certificates, all of which are shown, or lists of revoked ones
+    /// PEM file with certificates or revocation lists
     file: PathBuf,
     #[command(flatten)]
     output: OutputOption,
@@ -127,14 +127,14 @@ impl Command {
     }
 }
 
-/// An authority that was created.
+/// A new authority.
 #[derive(Debug, Serialize)]
 struct Created<'a> {
     folder: &'a Path,
     trust_domain: &'a Name,
 }
 
-/// A certificate that was issued.
+/// A new certificate and its files.
 #[derive(Debug, Serialize)]
 struct Issued<'a> {
     identity: String,
@@ -144,11 +144,11 @@ struct Issued<'a> {
     key: &'a Path,
     ca: &'a Path,
     crl: Option<&'a Path>,
-    /// The files that the host has to get, if it has had the others before.
+    /// Names of the files to carry to the host, if it has the others already.
     carry: Option<&'a [&'static str]>,
 }
 
-/// Does what was asked for.
+/// Runs a subcommand.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Init(options) => init(&options),
@@ -161,7 +161,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// The certificates of a file: what the first one says, and all of them.
+/// The certificates of a file: the fields of the first one, and the whole chain.
 #[derive(Debug, Serialize)]
 struct Chain<'a> {
     #[serde(flatten)]
@@ -169,7 +169,7 @@ struct Chain<'a> {
     chain: &'a [CertificateView],
 }
 
-/// The lists of a file.
+/// The revocation lists of a file.
 #[derive(Debug, Serialize)]
 struct Lists {
     lists: Vec<WholeListView>,
@@ -201,7 +201,7 @@ fn show_file(options: &ShowOptions) -> Result<(), Failure> {
     })
 }
 
-/// Several things, with a line free between two.
+/// Joins parts with an empty line between them.
 fn parts(parts: impl Iterator<Item = String>) -> String {
     parts.collect::<Vec<_>>().join("\n")
 }
@@ -254,19 +254,19 @@ fn issue(options: &IssueOptions) -> Result<(), Failure> {
     show_issued(options.output.format, &files, None)
 }
 
-/// From now for so many days.
+/// The validity of so many days from now on.
 fn days_from_now(days: u32) -> Validity {
     let lasting = Duration::from_hours(24 * u64::from(days));
     Validity::lasting(lasting, SystemTime::now())
 }
 
-/// The authority that hosts trust as well while one follows the other.
+/// Opens the authority that hosts trust as well while one authority replaces the other.
 fn overlap_of(folder: Option<&Path>) -> Result<Option<Overlap>, Failure> {
     let opened = folder.map(Overlap::open).transpose()?;
     Ok(opened)
 }
 
-/// Writes what a host was given.
+/// Shows the files issued to a host.
 fn show_issued(
     format: Format,
     files: &IdentityFiles,

@@ -1,4 +1,4 @@
-//! `towpath channel`: open, list, show and close channels.
+//! `towpath channel`: lists, shows, opens, tests, caps, closes and resets channels.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::show::{self, Format, Table, bits_per_second, bytes, escape, fields};
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   towpath channel open till --listen tcp:127.0.0.1:7001 --peer region --service till
-  towpath channel ls                                where each leads, and how it is
+  towpath channel ls                                show where each channel leads, and its state
   towpath channel close till";
 
 const OPEN_EXAMPLES: &str = "\
@@ -28,46 +28,46 @@ Examples:
   towpath channel open till --listen tcp:127.0.0.1:7001 --peer region --service till
   towpath channel open dns --listen udp:127.0.0.1:53 --peer region --service dns --expires 1h
   towpath channel open till --listen tcp:127.0.0.1:7001 --peer branch --service till
-                                                     the same channel, to another site
+                                                     lead the same channel to another site
 
-The peer's tunnel must have the service in its configuration, and allow this site.";
+The configuration of the peer's tunnel must have the service, and allow this site.";
 
 const LS_EXAMPLES: &str = "\
 Examples:
-  towpath channel ls                                in a table
-  towpath channel ls -o json                        with all that is known of each";
+  towpath channel ls                                print a table
+  towpath channel ls -o json                        print all that is known of each";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
-  towpath channel show till                         where it leads, bytes, rates, errors
-  towpath channel show till -o json                 the same for programs";
+  towpath channel show till                         show where it leads, bytes, rates, errors
+  towpath channel show till -o json                 print the same for programs";
 
 const TEST_EXAMPLES: &str = "\
 Examples:
-  towpath channel test till                         whether its service is reached, and how soon
+  towpath channel test till                         try to reach the service, and time it
   towpath channel test till -o json
 
-A service sees a connection that begins and ends. One of datagrams sees nothing: a trial shows that the peer lets this
-site reach it, and not that it answers.";
+The service sees a connection that begins and ends. A service of datagrams sees nothing: the
+test shows that the peer lets this site reach the service, but not that the service answers.";
 
 const CAP_EXAMPLES: &str = "\
 Examples:
   towpath channel cap till 10Mbit
-  towpath channel cap till none                     no cap of its own";
+  towpath channel cap till none                     remove the cap";
 
 const CLOSE_EXAMPLES: &str = "\
 Examples:
   towpath channel close till
-  towpath channel close till --generation 7         only if nothing newer is known";
+  towpath channel close till --generation 7         close it only if no newer one is known";
 
 const RESET_EXAMPLES: &str = "\
 Example:
-  towpath channel reset till                        as the configuration says again";
+  towpath channel reset till                        undo open, cap and close by hand";
 
-/// How long a trial may take: a wait for a free stream, and one for the peer's answer.
+/// Longest time of a test: a wait for a free stream, and one for the peer's answer.
 const TEST_WAIT: Duration = Duration::from_secs(30);
 
-/// What is to be done with channels.
+/// The subcommands of `towpath channel`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the channels of this host.
@@ -76,10 +76,10 @@ pub(crate) enum Command {
     /// Show one channel.
     #[command(after_help = SHOW_EXAMPLES)]
     Show(OneOptions),
-    /// Open a channel, or lead it elsewhere.
+    /// Open a channel, or change where it leads.
     #[command(after_help = OPEN_EXAMPLES)]
     Open(OpenOptions),
-    /// Try whether a channel's service is reached.
+    /// Test whether a channel reaches its service.
     #[command(after_help = TEST_EXAMPLES)]
     Test(OneOptions),
     /// Change the cap of a channel.
@@ -88,12 +88,12 @@ pub(crate) enum Command {
     /// Close a channel and its connections.
     #[command(after_help = CLOSE_EXAMPLES)]
     Close(CloseOptions),
-    /// Have a channel as the configuration says again, whatever was opened, capped or closed by hand.
+    /// Reset a channel to its definition in the configuration, undoing all changes by hand.
     #[command(after_help = RESET_EXAMPLES)]
     Reset(OneOptions),
 }
 
-/// Whose channels are meant.
+/// The arguments of `towpath channel ls`.
 #[derive(Debug, Args)]
 pub(crate) struct ListOptions {
     #[command(flatten)]
@@ -102,10 +102,10 @@ pub(crate) struct ListOptions {
     output: OutputOption,
 }
 
-/// Which channel is meant.
+/// The arguments of the subcommands that only name a channel.
 #[derive(Debug, Args)]
 pub(crate) struct OneOptions {
-    /// Its name
+    /// Name of the channel
     name: Name,
     #[command(flatten)]
     socket: TunnelSocket,
@@ -113,32 +113,33 @@ pub(crate) struct OneOptions {
     output: OutputOption,
 }
 
-/// The channel to open.
+/// The arguments of `towpath channel open`.
 #[derive(Debug, Args)]
 pub(crate) struct OpenOptions {
-    /// Its name
+    /// Name of the channel
     name: Name,
-    /// Where local programs reach it: tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH; at `0.0.0.0` or `[::]` whoever
-    /// reaches this host does too
+    /// Address for local programs: tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH; `0.0.0.0` and
+    /// `[::]` open the channel to everyone who can reach this host
     #[arg(long, value_name = "ENDPOINT")]
     listen: Endpoint,
-    /// The site where the service is
+    /// Site of the service
     #[arg(long, value_name = "SITE")]
     peer: Name,
-    /// The service there
+    /// Name of the service at that site
     #[arg(long, value_name = "NAME")]
     service: Name,
-    /// What its bytes are worth when the link is short: control, demand, app, switch, bulk, scavenger
+    /// Class of its traffic, which decides its share of the link: control, demand, app, switch,
+    /// bulk or scavenger
     #[arg(long, value_name = "CLASS", default_value = "app", value_parser = class)]
     class: Class,
-    /// The generation of this change [default: one more than the present one; for a new channel, a number made of the
-    /// time]
+    /// Generation of the definition [default: the present one plus 1; for a new channel, the time
+    /// in milliseconds since 1970]
     #[arg(long, value_name = "NUMBER")]
     generation: Option<u64>,
-    /// After which time it ends by itself [default: never]
+    /// Time after which the channel closes by itself [default: never]
     #[arg(long, value_name = "TIME")]
     expires: Option<Span>,
-    /// Most that goes out through it, as in 10Mbit [default: no cap of its own]
+    /// Cap on the rate sent through the channel, such as 10Mbit [default: none]
     #[arg(long, value_name = "RATE")]
     cap: Option<Rate>,
     #[command(flatten)]
@@ -147,12 +148,12 @@ pub(crate) struct OpenOptions {
     output: OutputOption,
 }
 
-/// The channel whose cap is to change.
+/// The arguments of `towpath channel cap`.
 #[derive(Debug, Args)]
 pub(crate) struct CapOptions {
-    /// Its name
+    /// Name of the channel
     name: Name,
-    /// Most that goes out through it, as in 10Mbit; or none
+    /// Cap on the rate sent through the channel: 10Mbit, or none
     #[arg(value_name = "RATE")]
     cap: Limit,
     #[command(flatten)]
@@ -161,12 +162,12 @@ pub(crate) struct CapOptions {
     output: OutputOption,
 }
 
-/// The channel to close.
+/// The arguments of `towpath channel close`.
 #[derive(Debug, Args)]
 pub(crate) struct CloseOptions {
-    /// Its name
+    /// Name of the channel
     name: Name,
-    /// Close it only if nothing newer than this generation is known
+    /// Close the channel only if no newer generation than this is known
     #[arg(long, value_name = "NUMBER")]
     generation: Option<u64>,
     #[command(flatten)]
@@ -175,16 +176,16 @@ pub(crate) struct CloseOptions {
     output: OutputOption,
 }
 
-/// A channel that is no more.
+/// A closed channel.
 #[derive(Debug, Serialize)]
 struct Closed<'a> {
     name: &'a Name,
-    /// Whether the configuration names it: a restart does not bring it back.
+    /// Whether the configuration names it. It stays closed after a restart too.
     is_configured: bool,
 }
 
 impl Command {
-    /// How the result, or the failure, is to be written.
+    /// The format of the result or failure.
     pub(crate) const fn format(&self) -> Format {
         match self {
             Self::Ls(options) => options.output.format,
@@ -198,7 +199,7 @@ impl Command {
     }
 }
 
-/// Does what was asked for.
+/// Runs a subcommand.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     block_on(async move {
         match command {
@@ -231,7 +232,7 @@ async fn close(options: &CloseOptions) -> Result<(), Failure> {
     if let Some(generation) = options.generation {
         path.push_str(&format!("?generation={generation}"));
     }
-    // The others are what it answers.
+    // The answer lists the remaining channels.
     let list: ChannelList = options.socket.client().delete(&path).await?;
     let is_configured = list.closed_by_hand.iter().any(|one| one == name.as_str());
     if is_configured {
@@ -266,8 +267,9 @@ async fn open(options: OpenOptions) -> Result<(), Failure> {
                 .channels
                 .iter()
                 .find(|view| view.name == options.name.as_str());
-            // Of one that was removed only its own word could tell: the time is above any count. In
-            // milliseconds, for a command takes longer than that, and each change counts one further.
+            // The generation of a closed channel is not listed, and the new one must be higher. The
+            // time in milliseconds is: changes count up by one, and each takes longer than a
+            // millisecond.
             present.map_or_else(now_unix_ms, |view| view.generation.saturating_add(1))
         }
     };
@@ -294,7 +296,7 @@ async fn open(options: OpenOptions) -> Result<(), Failure> {
     show_one(options.output.format, &view)
 }
 
-/// Says that a channel of the configuration is not as that says any more.
+/// Notes that a channel now differs from its definition in the configuration.
 fn note_override(view: &ChannelView) {
     if view.origin == ChannelOrigin::Overriding {
         let name = escape(&view.name);
@@ -325,7 +327,7 @@ async fn test(options: &OneOptions) -> Result<(), Failure> {
     })
 }
 
-/// Makes the next generation of a channel, which differs in its cap alone.
+/// Changes the cap: opens the next generation of the channel, which differs only in its cap.
 async fn cap(options: &CapOptions) -> Result<(), Failure> {
     let client = options.socket.client();
     let view: ChannelView = client.get(&path_of(&options.name)).await?;
@@ -384,23 +386,23 @@ fn list_table(list: &ChannelList) -> String {
     text
 }
 
-/// What there is to say of a channel that the configuration names and somebody has closed.
+/// The line about a configured channel that was closed by hand.
 pub(crate) fn closed_by_hand(name: &str) -> String {
     let name = escape(name);
     format!("{name}: configured, and closed by hand: towpath channel reset {name} opens it again\n")
 }
 
-/// Whether a channel itself says what is wrong with it; for one that is down for want of a link, the link does.
+/// Whether a channel is failing or down and has a reason to show.
 pub(crate) fn is_explained(view: &ChannelView) -> bool {
     matches!(view.state, ChannelState::Failing | ChannelState::Down) && !view.reason.is_empty()
 }
 
-/// The service that a channel leads to.
+/// The service that a channel leads to, and its site.
 fn leads_to(view: &ChannelView) -> String {
     escape(&format!("{} at {}", view.service, view.peer))
 }
 
-/// Who says what a channel is, in words.
+/// The origin of a channel's definition, in words.
 const fn origin(origin: ChannelOrigin) -> &'static str {
     match origin {
         ChannelOrigin::Configured => "configured",
@@ -419,7 +421,7 @@ fn show_one(format: Format, view: &ChannelView) -> Result<(), Failure> {
 
 type Field = (&'static str, Option<String>);
 
-/// What a channel is to be.
+/// The rows of a channel's definition.
 fn what_it_is(view: &ChannelView) -> Vec<Field> {
     let end = view.expires_unix_seconds;
     vec![
@@ -440,7 +442,7 @@ fn micros(us: u64) -> String {
     format!("{}.{} ms", us / 1000, us % 1000 / 100)
 }
 
-/// How a channel is, and what it has carried.
+/// The rows of a channel's state and traffic.
 fn how_it_is(view: &ChannelView) -> Vec<Field> {
     let rate = |bits: u64| bits_per_second(bits / 8);
     let carried = |count, bits| Some(format!("{}, {}", bytes(count), rate(bits)));

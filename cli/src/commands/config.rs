@@ -1,4 +1,5 @@
-//! `towpath config`: check configuration files before a daemon reads them, and show what they come to.
+//! `towpath config`: checks configuration files before a daemon reads them, and shows them with all
+//! defaults.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +17,8 @@ use crate::show::{self, Format, escape};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
-  towpath config check /etc/towpath/tunnel.toml   what is wrong with it, and where
-  towpath config show /etc/towpath/tunnel.toml    what it comes to, defaults included";
+  towpath config check /etc/towpath/tunnel.toml   find mistakes, with line and column
+  towpath config show /etc/towpath/tunnel.toml    show it with all defaults filled in";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -29,33 +30,33 @@ Examples:
   towpath config show /etc/towpath/tunnel.toml
   towpath config show /etc/towpath/migrator.toml -o json
 
-It holds paths of keys, never keys. A daemon that runs may have been told otherwise since:
-`towpath tunnel shape` and `towpath channel ls` show what holds there.";
+The output has the paths of keys, never the keys. The settings of a running daemon may have been
+changed since: `towpath tunnel shape` and `towpath channel ls` show what is in force.";
 
-/// What is to be done with configuration files.
+/// The subcommands of `towpath config`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Check a file as its daemon would: file, line, column and what to write instead.
+    /// Check a file as its daemon would, and show where a mistake is and how to correct it.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(FileOptions),
-    /// Show a file with every default filled in, as TOML.
+    /// Show a file with all defaults filled in, as TOML.
     #[command(after_help = SHOW_EXAMPLES)]
     Show(FileOptions),
 }
 
-/// A configuration file.
+/// The arguments of the subcommands: a configuration file.
 #[derive(Debug, Args)]
 pub(crate) struct FileOptions {
-    /// The file
+    /// Path of the configuration file
     file: PathBuf,
-    /// Whose file it is [default: told from its keys]
+    /// Daemon whose configuration it is [default: found from its keys]
     #[arg(long = "for", value_name = "DAEMON")]
     daemon: Option<Daemon>,
     #[command(flatten)]
     output: OutputOption,
 }
 
-/// Whose configuration a file is.
+/// The daemon that a configuration is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Daemon {
@@ -65,19 +66,20 @@ pub(crate) enum Daemon {
     Migrator,
 }
 
-/// A file that is right.
+/// The result for a valid file.
 #[derive(Debug, Serialize)]
 struct Checked<'a> {
     file: &'a Path,
     daemon: Daemon,
     valid: bool,
-    /// Files it names that the daemon may open and whoever asks cannot: they were not looked at.
+    /// Files it names that the present user may not open although the daemon may. They were not
+    /// checked.
     not_opened: Vec<PathBuf>,
     /// Services that no site may reach.
     closed_services: Vec<Name>,
 }
 
-/// A file with every default filled in.
+/// A configuration with all defaults filled in.
 #[derive(Debug, Serialize)]
 struct Effective<'a> {
     file: &'a Path,
@@ -85,7 +87,7 @@ struct Effective<'a> {
     config: Filled,
 }
 
-/// What a daemon is told.
+/// The configuration of either daemon.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Filled {
@@ -102,13 +104,13 @@ impl Command {
     }
 }
 
-/// What to do about a file that is the other daemon's: the tunnel's, the migrator's.
+/// Remedies for a file of the other daemon: of the tunnel, and of the migrator.
 const OTHERS: [&str; 2] = [
     "its keys are those of a tunnel's configuration: use --for tunnel, or name the other file",
     "its keys are those of a migrator's configuration: use --for migrator, or name the other file",
 ];
 
-/// Does what was asked for.
+/// Runs a subcommand.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Check(options) => run_check(&options),
@@ -152,7 +154,7 @@ fn closed_services(file: &Path, text: &str) -> Result<Vec<Name>, Fault> {
     Ok(closed.map(|service| service.name).collect())
 }
 
-/// Why certificates were not looked at, if they were not.
+/// The lines that say why certificates were not checked, if they were not.
 fn not_looked_at(not_opened: &[PathBuf]) -> String {
     let (absent, denied): (Vec<_>, Vec<_>) =
         not_opened.iter().partition(|file| is_not_handed_over(file));
@@ -191,7 +193,7 @@ fn run_show(options: &FileOptions) -> Result<(), Failure> {
     )
 }
 
-/// A path as people read it.
+/// A path as text, with control characters escaped.
 fn path(path: &Path) -> String {
     escape(&path.display().to_string())
 }
@@ -205,12 +207,13 @@ impl Daemon {
     }
 }
 
-/// Whose file it is: as is said, or as its keys tell.
+/// The daemon whose file it is: as given, or found from the file's keys.
 fn owner(file: &Path, said: Option<Daemon>, text: &str) -> Result<Daemon, Failure> {
     match said {
         Some(daemon) => Ok(daemon),
         None => told_from(text).ok_or_else(|| {
-            // A file that is no TOML may lack the keys that would tell, and its mistake is what has to be mended first.
+            // A file that is not TOML may lack the keys that decide, and its syntax has to be
+            // corrected first.
             match config::parse::<toml::Table>(file, text) {
                 Err(fault) => of_line(fault, file).into(),
                 Ok(_) => undecided(file, text),
@@ -219,7 +222,7 @@ fn owner(file: &Path, said: Option<Daemon>, text: &str) -> Result<Daemon, Failur
     }
 }
 
-/// A fault of a file, with what to do about one that is the other daemon's.
+/// Adds a remedy to the fault of a file, in particular if the file is the other daemon's.
 fn of_other(fault: Fault, daemon: Daemon, (file, text): (&Path, &str)) -> Fault {
     match told_from(text).filter(|other| *other != daemon) {
         Some(Daemon::Tunnel) => fault.remedy(OTHERS[0]),
@@ -228,7 +231,7 @@ fn of_other(fault: Fault, daemon: Daemon, (file, text): (&Path, &str)) -> Fault 
     }
 }
 
-/// A fault of a line, with what to do about it.
+/// Adds the remedy for a mistake in a line, unless the fault has a remedy already.
 fn of_line(fault: Fault, file: &Path) -> Fault {
     if fault.code != Code::Config || fault.remedy.is_some() {
         return fault;
@@ -239,7 +242,7 @@ fn of_line(fault: Fault, file: &Path) -> Fault {
     ))
 }
 
-/// What the file comes to. The files that it names are not looked at.
+/// The configuration with all defaults filled in. Files that it names are not checked.
 fn filled(daemon: Daemon, file: &Path, text: &str) -> Result<Filled, Fault> {
     Ok(match daemon {
         Daemon::Tunnel => {
@@ -260,9 +263,10 @@ fn check(daemon: Daemon, file: &Path, text: &str) -> Result<Vec<PathBuf>, Fault>
     }
 }
 
-/// A fault of the file that a daemon is started with, with what to do about one that is the other daemon's.
+/// Adds a remedy to the fault of a file that a daemon was started with, in particular if the file
+/// is the other daemon's.
 pub(crate) fn of_started(fault: Fault, daemon: Daemon, file: &Path) -> Fault {
-    // Whoever may not read it is told that.
+    // If the file cannot be read, the fault says so, and the keys are unknown.
     let text = config::read(file).unwrap_or_default();
     match told_from(&text).filter(|other| *other != daemon) {
         Some(other) => {
@@ -275,8 +279,8 @@ pub(crate) fn of_started(fault: Fault, daemon: Daemon, file: &Path) -> Fault {
     }
 }
 
-/// Whose file it is, by the keys at the start of its lines that only one of them has. A file that does
-/// not parse has such keys too, and its owner's error is the useful one.
+/// The daemon whose file it is, found from keys at the start of lines that only one daemon has.
+/// This also works for a file that does not parse, whose daemon reports the useful error.
 fn told_from(text: &str) -> Option<Daemon> {
     let has_key = |keys: &[&str]| {
         text.lines().any(|line| {
@@ -341,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_files_owner_is_told_from_its_keys_even_if_it_does_not_parse() {
-        // Both daemons keep state.
+        // Both daemons have `state_dir`.
         let state = "site = \"a\"\nstate_dir = \"/x\"\n";
         assert_eq!(told_from(state), None);
         let tunnel = format!("{state}[admin]");

@@ -1,4 +1,4 @@
-//! `towpath status`: the host, its links and what is under way.
+//! `towpath status`: shows the host, its links and the moves under way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -28,12 +28,13 @@ use crate::show::{
 
 const EXAMPLES: &str = "\
 Examples:
-  towpath status                                    this host, its links, and what is under way
-  towpath status -o json                            with all that both daemons say
-  towpath status --check                            for scripts: exits with 6 if a link or a channel is down
-  towpath status --check --peer region --wait 30s   waits until the link to region and its channels are well";
+  towpath status                    show this host, its links and the moves under way
+  towpath status -o json            print everything that both daemons report
+  towpath status --check            exit with 6 if a link or channel is not well, for scripts
+  towpath status --check --peer region --wait 30s
+                                    wait until the link to region and its channels are well";
 
-/// What is to be shown.
+/// The arguments of `towpath status`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
@@ -41,32 +42,32 @@ pub(crate) struct Options {
     socket: MigratorSocket,
     #[command(flatten)]
     tunnel_socket: TunnelSocket,
-    /// Exit with 6 if a link is down, or a channel is down or failing
+    /// Exit with status 6 if a link is down, or a channel is down or failing
     #[arg(long)]
     check: bool,
-    /// Check the link to this site alone, and the channels that lead there
+    /// Check only the link to this site and the channels that lead there
     #[arg(long, value_name = "SITE", requires = "check")]
     peer: Option<Name>,
-    /// Wait for so long until all that is checked is well
+    /// Wait up to this time until everything checked is well
     #[arg(long, value_name = "TIME", requires = "check")]
     wait: Option<Span>,
     #[command(flatten)]
     pub(crate) output: OutputOption,
 }
 
-/// What both daemons say, or why they do not.
+/// The answers of both daemons.
 #[derive(Debug, Serialize)]
 struct Status {
     migrator: Answer<HostView>,
     tunnel: Answer<StatusView>,
     /// Moves under way.
     migrations: Vec<MigrationView>,
-    /// Where the migrator's socket would be, if there is none: many hosts have a tunnel alone.
+    /// Path of the migrator's socket, if it does not exist: many hosts have only a tunnel.
     #[serde(skip)]
     absent_migrator: Option<PathBuf>,
 }
 
-/// What a daemon says of itself.
+/// A daemon's status, or why it could not be had.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Answer<T> {
@@ -83,16 +84,16 @@ impl<T> From<Result<T, Problem>> for Answer<T> {
     }
 }
 
-/// What is said of the lists of revoked certificates where there is none.
+/// Shown in place of the revocation lists if there are none.
 const NO_LISTS: &str = "none: revoked hosts are let in";
 
-/// How long a daemon may take to tell how it is: one that needs longer hangs.
+/// Longest time for a daemon to answer. One that needs longer hangs.
 const STATUS_WAIT: Duration = Duration::from_secs(10);
 
-/// How often a status that is waited for is asked for.
+/// Time between two checks while waiting.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Does what was asked for.
+/// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     block_on(async {
         let wait = options.wait.map_or(Duration::ZERO, |span| span.duration());
@@ -110,7 +111,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
                 continue;
             }
             let status = status?;
-            // The tunnel's own document is called a status already.
+            // The schema name `status` belongs to the tunnel's own document.
             show::show(options.output.format, "overview", &status, || {
                 table(&status)
             })?;
@@ -136,7 +137,7 @@ async fn status(options: &Options) -> Result<Status, Problem> {
     };
     let (host, migrations) = match moves.map(under_way) {
         Ok(migrations) => (host, migrations),
-        // A host whose moves are not known is not known.
+        // Without its moves, the host's status is incomplete, so the failure takes its place.
         Err(problem) => (host.and(Err(problem)), Vec::new()),
     };
     let socket = &options.socket.socket;
@@ -148,7 +149,7 @@ async fn status(options: &Options) -> Result<Status, Problem> {
     })
 }
 
-/// Whether the links and channels are well, or those of one peer.
+/// Checks that all links and channels are well, or those of one peer.
 fn check(status: &Status, peer: Option<&Name>) -> Result<(), Problem> {
     let tunnel = match &status.tunnel {
         Answer::Status(tunnel) => tunnel,
@@ -179,15 +180,15 @@ fn check(status: &Status, peer: Option<&Name>) -> Result<(), Problem> {
         .remedy("`towpath status` says why, and what mends it"))
 }
 
-/// Whether what is wrong may be well later: a site that is no peer does not become one.
+/// Whether waiting may help. It does not if the site is not a peer.
 fn may_pass(problem: &Problem) -> bool {
     problem.known_code() != Some(Code::NotFound)
 }
 
-/// How the problem of what was checked is told.
+/// Message of the problem if a link or channel is not well.
 const NOT_WELL: &str = "a link or a channel is not well";
 
-/// The failure of a check: what is not well has a status of its own.
+/// The failure of a check. A link or channel that is not well has its own exit status.
 fn not_well(problem: Problem) -> Failure {
     if problem.message == NOT_WELL {
         Failure::with(problem, Exit::NotWell)
@@ -196,22 +197,22 @@ fn not_well(problem: Problem) -> Failure {
     }
 }
 
-/// Whether a daemon took the question and gave no answer in time.
+/// Whether a daemon accepted the request and did not answer in time.
 fn hangs(problem: &Problem) -> bool {
     problem.known_code() == Some(Code::Stalled)
 }
 
-/// Why neither daemon says anything.
+/// The problem to report if neither daemon answers.
 fn neither(migrator: &Problem, tunnel: &Problem) -> Problem {
     let cause = format!("{}; {}", migrator.cause, tunnel.cause);
     let is_denied = |problem: &&Problem| problem.known_code() == Some(Code::Denied);
-    // One that shuts us out runs.
+    // A daemon that denies access runs, so the remedy is not to start it.
     match [migrator, tunnel].into_iter().find(is_denied) {
         Some(denied) => Problem {
             cause,
             ..denied.clone()
         },
-        // Whatever runs and hangs is not to be started, and may be well again later.
+        // Daemons that hang must be restarted, not started, and may answer again later.
         None => Problem::new(Code::Unreachable, cause)
             .message("neither daemon answers")
             .remedy(if [migrator, tunnel].into_iter().all(hangs) {
@@ -244,7 +245,7 @@ fn table(status: &Status) -> String {
     text
 }
 
-/// A daemon that says nothing, why, and what to do.
+/// The text for a daemon that does not answer: the cause and the remedy.
 fn silent(daemon: &str, problem: &Problem) -> String {
     let (why, remedy) = (escape(&problem.to_string()), escape(&problem.remedy));
     format!("{daemon}  {why}\n  remedy: {remedy}\n")
@@ -305,7 +306,8 @@ fn tunnel_table(status: &StatusView) -> String {
     )
 }
 
-/// The links by the site that commands take, with the host that is there beside it.
+/// A table of the links. Each is named by the peer's site, which commands take, with its host
+/// beside it.
 fn links_table(links: &[LinkView], now: u64) -> String {
     let mut table = Table::new([
         "PEER", "HOST", "STATE", ">FOR", ">RTT", ">BASE", ">QUEUE", ">LOSS", ">OUT", ">IN", ">CAP",
@@ -315,7 +317,7 @@ fn links_table(links: &[LinkView], now: u64) -> String {
         "BASE", "QUEUE", "STREAMS", "LOSS", "CAP", "HOST", "RTT", "FOR",
     ]);
     for link in links {
-        // What is not there has no time of its own, and loses nothing.
+        // Without a link there are no measurements to show.
         let of_link = |text: String| or_dash(link.host.is_some().then_some(text));
         let cap = link
             .cap_bits_per_second
@@ -341,7 +343,7 @@ fn links_table(links: &[LinkView], now: u64) -> String {
     table.render("no links: the tunnel's configuration names no peers")
 }
 
-/// What is wrong, and what to do about it.
+/// The problems found, each with its remedy if there is one.
 fn troubles(status: &StatusView) -> String {
     let mut text = String::new();
     for link in &status.links {
@@ -398,14 +400,15 @@ fn troubles(status: &StatusView) -> String {
     text
 }
 
-/// Whether a channel is down for want of a link, and not for a reason of its own.
+/// Whether a channel is down only because its link is down.
 fn is_waiting(view: &ChannelView, links: &[LinkView]) -> bool {
     let mut links = links.iter();
     let link = links.find(|link| link.peer == view.peer);
     view.state == ChannelState::Down && link.is_some_and(|link| link.reason == view.reason)
 }
 
-/// Certificates that end soon or have ended, this host's and those of peers by their sites, and what to do about them.
+/// Warnings about certificates that expire soon or have expired: this host's, and those of peers by
+/// site.
 fn endings<'a>(own: u64, peers: impl Iterator<Item = (&'a str, u64)>, now: u64) -> String {
     let mut text = String::new();
     if let Some(when) = ending(own, now) {
@@ -424,7 +427,8 @@ fn endings<'a>(own: u64, peers: impl Iterator<Item = (&'a str, u64)>, now: u64) 
     text
 }
 
-/// When a certificate ends, where that is soon, as the status page calls it out.
+/// When a certificate ends, as text, if that is within [`EXPIRY_WARNING`]. The status page warns at
+/// the same time.
 fn ending(end_unix_seconds: u64, now_unix_seconds: u64) -> Option<String> {
     let left = end_unix_seconds.saturating_sub(now_unix_seconds);
     match left {
@@ -436,7 +440,7 @@ fn ending(end_unix_seconds: u64, now_unix_seconds: u64) -> Option<String> {
     }
 }
 
-/// How a link's keys were agreed on, and whether a quantum computer could find them out.
+/// A link's key exchange, and whether it is hybrid, and so safe from quantum computers.
 fn key_exchange(link: &LinkView) -> Option<String> {
     let name = escape(link.key_exchange.as_deref()?);
     let kind = match link.key_exchange_is_hybrid {
@@ -476,7 +480,7 @@ fn trust_fields(
     ])
 }
 
-/// A time of whole seconds.
+/// A time in seconds as text.
 fn span_of(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
@@ -488,7 +492,8 @@ fn percent(per_million: u64) -> String {
     format!("{}.{} %", per_million / 10_000, per_million % 10_000 / 1000)
 }
 
-/// A time to three digits below a millisecond, where a tenth of one would hide it, and else to a tenth.
+/// A time as milliseconds: with three decimals below one millisecond, where one decimal would hide
+/// it, and with one decimal from there on.
 fn millis(microseconds: u64) -> String {
     match microseconds {
         1..1000 => format!("0.{microseconds:03} ms"),

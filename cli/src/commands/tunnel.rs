@@ -1,4 +1,5 @@
-//! `towpath tunnel`: the daemon that keeps this host's links to other sites.
+//! `towpath tunnel`: runs the daemon that keeps this host's links to other sites, and measures and
+//! shapes them.
 
 mod identity;
 
@@ -20,34 +21,35 @@ use crate::show::Format;
 
 pub(crate) use self::identity::is_not_handed_over;
 
-/// How long calls that are under way may take once the tunnel has stopped. One to a name server that does not
-/// answer takes 10 s and more, and then the service manager kills what has said farewell long before.
+/// Longest wait for blocking calls after the tunnel has stopped. A lookup at a name server that
+/// does not answer takes 10 s and more; without this limit the service manager would kill the
+/// process although it has stopped already.
 const LEFTOVER_WAIT: Duration = Duration::from_millis(500);
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   towpath tunnel run --config /etc/towpath/tunnel.toml
-  towpath tunnel bench region                       what the link carries, and how long others wait
-  towpath tunnel shape region --send-rate 50Mbit    another cap, at once";
+  towpath tunnel bench region                       measure rate, latency, loss and cost
+  towpath tunnel shape region --send-rate 50Mbit    change the cap at once";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
   towpath tunnel run --config /etc/towpath/tunnel.toml
   towpath tunnel run --config ./edge.toml --log info,towpath_tunnel=debug
 
-SIGHUP has the configuration and the certificates read again; no stream is dropped.";
+SIGHUP reloads the configuration and the certificates without dropping a stream.";
 
-/// What is to be done with the tunnel.
+/// The subcommands of `towpath tunnel`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the tunnel daemon until SIGTERM or SIGINT.
     #[command(after_help = RUN_EXAMPLES)]
     Run(DaemonOptions),
-    /// Measure what the link to a peer carries, and what it costs.
+    /// Measure what the link to a peer carries, and its cost in processor time.
     Bench(bench::Options),
-    /// Measure what the way to a peer carries, with a budget of bytes.
+    /// Measure what the path to a peer carries, within a budget of bytes.
     Probe(probe::Options),
-    /// Show or change the cap on what is sent to a peer, and the shares of classes.
+    /// Show or change the caps for a peer and the shares of classes.
     Shape(shape::Options),
     /// List the services that peers may reach, show one, or change its cap.
     #[command(visible_alias = "services")]
@@ -66,7 +68,7 @@ impl Command {
     }
 }
 
-/// Does what was asked for.
+/// Runs a subcommand.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(options) => run_daemon(&options),
@@ -77,7 +79,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// Runs the daemon until it is asked to stop.
+/// Runs the daemon until it is asked to stop, such as by SIGTERM.
 pub(crate) fn run_daemon(options: &DaemonOptions) -> Result<(), Failure> {
     let file = &options.config;
     let config = Config::load(file).map_err(|fault| of_started(fault, Daemon::Tunnel, file))?;
@@ -92,13 +94,14 @@ fn serve(config: &Config) -> Result<(), Fault> {
         .build()
         .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
     run_in(runtime, async {
-        // The trigger is kept: a shutdown whose trigger is gone counts as asked for.
+        // Kept because a shutdown counts as requested once all its triggers are gone.
         let (_trigger, stop) = shutdown::on_signals()?;
         towpath_tunnel::run(config, stop).await
     })
 }
 
-/// A fault of a start, with its place in the configuration where that is what is wrong.
+/// Replaces the fault of a start by that of a check of the configuration if both have the same
+/// code, because the latter has the line and column.
 fn placed(file: &Path, fault: Fault) -> Fault {
     let found = config::read(file).and_then(|text| check(file, &text));
     match found {
@@ -107,15 +110,16 @@ fn placed(file: &Path, fault: Fault) -> Fault {
     }
 }
 
-/// Runs something to its end; calls of the system's that it has left behind are not waited for.
+/// Runs a future to its end. Waits at most [`LEFTOVER_WAIT`] for blocking calls that it has left
+/// behind.
 fn run_in<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(LEFTOVER_WAIT);
     done
 }
 
-/// Checks the text of a tunnel's configuration file, and the files it names as the daemon's start would; those
-/// that whoever asks may not open.
+/// Checks the text of a tunnel's configuration file and the files it names, as the daemon's start
+/// does. Returns the files that the present user may not open.
 pub(crate) fn check(file: &Path, text: &str) -> Result<Vec<PathBuf>, Fault> {
     let config = config::check::<Config>(file, text)?;
     identity::check(&config).map_err(|found| {

@@ -1,4 +1,4 @@
-//! A certificate's life after it was issued: renewed, revoked, listed, checked.
+//! `towpath certs renew`, `revoke`, `ls` and `verify`: the life of a certificate after its issue.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -24,7 +24,7 @@ Examples:
   towpath certs renew --authority ./authority --dir ./box-1 --new-key
   towpath certs renew --authority ./next --overlap ./authority --dir ./box-1
 
-A running tunnel takes the new files up without dropping a stream.";
+A running tunnel loads the new files without dropping a stream.";
 
 pub(super) const REVOKE_EXAMPLES: &str = "\
 Examples:
@@ -32,90 +32,91 @@ Examples:
   towpath certs revoke --authority ./authority --serial 4f3a9c51
   towpath certs revoke --authority ./authority --refresh
 
-Then carry crl.pem to every host, to where its tunnel's configuration names it as certificates.crl. A tunnel whose
-configuration names none lets revoked hosts in: name it there, and reload the tunnel; no stream is dropped.";
+Then copy crl.pem to every host, to the path of certificates.crl in its tunnel's configuration.
+A tunnel without certificates.crl lets revoked hosts in: set it, then reload the tunnel. No
+stream is dropped.";
 
 pub(super) const LS_EXAMPLES: &str = "\
 Examples:
-  towpath certs ls --authority ./authority            as much of each number as tells it from others
-  towpath certs ls --authority ./authority -o json    whole numbers, and when each was issued";
+  towpath certs ls --authority ./authority            list with the shortest unique serials
+  towpath certs ls --authority ./authority -o json    print full serials and times of issue";
 
 pub(super) const VERIFY_EXAMPLES: &str = "\
 Examples:
-  towpath certs verify ./box-1                      before it is carried to its host
+  towpath certs verify ./box-1                      check it before copying it to the host
   towpath certs verify /etc/towpath/identity -o json";
 
-/// What to do about a certificate that is revoked.
+/// The remedy for a revoked certificate.
 pub(crate) const ISSUE_ANEW: &str = "what is revoked is not renewed: issue another certificate with `towpath certs issue` into a new folder";
 
-/// Where a list has to go before it refuses anybody.
+/// Where a signed list must be copied to take effect.
 const CARRY_LIST: &str = "to each host, to the file that `certificates.crl` of its tunnel names; where none is named, name \
      it and reload the tunnel";
 
-/// The certificate to renew.
+/// The arguments of `towpath certs renew`.
 #[derive(Debug, Args)]
 pub(crate) struct RenewOptions {
-    /// The folder of the authority that signs
+    /// Folder of the authority that signs
     #[arg(long, value_name = "FOLDER")]
     authority: PathBuf,
-    /// The host's folder, with cert.pem; key.pem is only needed by the host
+    /// Folder of the host's files, with cert.pem; key.pem need not be there
     #[arg(long, value_name = "FOLDER")]
     dir: PathBuf,
-    /// Make a new key as well
+    /// Generate a new key as well
     #[arg(long)]
     new_key: bool,
-    /// The folder of an authority that the host is to trust as well: the one before, or the next
+    /// Folder of another authority for the host to trust: the previous or the next one
     #[arg(long, value_name = "FOLDER")]
     overlap: Option<PathBuf>,
-    /// Days it is good for, 1 to 825
+    /// Validity of the certificate in days, 1 to 825
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=825))]
     days: u32,
     #[command(flatten)]
     pub(super) output: OutputOption,
 }
 
-/// What to revoke.
+/// The arguments of `towpath certs revoke`.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("which").required(true).args(["serial", "host", "refresh"])))]
 pub(crate) struct RevokeOptions {
-    /// The authority's folder
+    /// Folder of the authority
     #[arg(long, value_name = "FOLDER")]
     authority: PathBuf,
-    /// The number of the certificate, in hexadecimal, or its first digits: 8 at least, and as many as tell it from
-    /// others
+    /// Serial number of the certificate to revoke, in hexadecimal, or its first digits: at least 8,
+    /// and enough to be unique
     #[arg(long, value_name = "NUMBER")]
     serial: Option<String>,
-    /// The site of the host whose certificates are to be revoked, all of them, ended ones too
+    /// Site of the host of which to revoke all certificates, expired ones too
     #[arg(long, value_name = "NAME", requires = "host")]
     site: Option<Name>,
-    /// The host within its site
+    /// Name of the host within its site
     #[arg(long, value_name = "NAME", requires = "site")]
     host: Option<Name>,
-    /// Revoke nothing, and sign the next list before the last one ends
+    /// Revoke nothing, only sign the next list before the last one expires
     #[arg(long)]
     refresh: bool,
-    /// Why
+    /// Reason for the revocation
     #[arg(long, value_name = "REASON", default_value = "unspecified")]
     reason: ReasonWord,
-    /// Days the list is good for, 1 to 90
+    /// Validity of the list in days, 1 to 90
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=90))]
     days: u32,
     #[command(flatten)]
     pub(super) output: OutputOption,
 }
 
-/// Why a certificate is revoked, as X.509 has it.
+/// Reasons for a revocation, as in X.509.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ReasonWord {
     // No reason is given.
     Unspecified,
-    // Its key may be in other hands.
+    // The key may be known to others.
     KeyCompromise,
-    // Another has taken its place.
+    // Another certificate has replaced it.
     Superseded,
-    // The host is no more.
+    // The host is out of service.
     CessationOfOperation,
-    // The host may no longer do what it did.
+    // The host has lost its rights.
     PrivilegeWithdrawn,
 }
 
@@ -131,26 +132,26 @@ impl From<ReasonWord> for Reason {
     }
 }
 
-/// Whose certificates to list.
+/// The arguments of `towpath certs ls`.
 #[derive(Debug, Args)]
 pub(crate) struct LsOptions {
-    /// The authority's folder
+    /// Folder of the authority
     #[arg(long, value_name = "FOLDER")]
     authority: PathBuf,
     #[command(flatten)]
     pub(super) output: OutputOption,
 }
 
-/// What to check.
+/// The arguments of `towpath certs verify`.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyOptions {
-    /// The host's folder: cert.pem, key.pem, ca.pem, and crl.pem if there is one
+    /// Folder of the host's files: cert.pem, key.pem, ca.pem, and crl.pem if there is one
     dir: PathBuf,
     #[command(flatten)]
     pub(super) output: OutputOption,
 }
 
-/// A list that was signed.
+/// A signed revocation list.
 #[derive(Debug, Serialize)]
 struct SignedList<'a> {
     file: &'a Path,
@@ -158,24 +159,24 @@ struct SignedList<'a> {
     next_update: String,
     next_update_unix_seconds: u64,
     revoked_count: usize,
-    /// Whether it was signed now: what was named may have been revoked before.
+    /// Whether the list was signed now. It is not if the named certificates were revoked before.
     is_new: bool,
-    /// Named by the command, and revoked.
+    /// The revoked certificates that the command named.
     revoked: &'a [IssuedView],
 }
 
-/// Every certificate of an authority.
+/// All certificates of an authority.
 #[derive(Debug, Serialize)]
 struct Certificates {
     certificates: Vec<Listed>,
 }
 
-/// A certificate of a list.
+/// A certificate in the list of `towpath certs ls`.
 #[derive(Debug, Serialize)]
 struct Listed {
     #[serde(flatten)]
     view: IssuedView,
-    /// Whether a younger one has taken its place.
+    /// Whether a later certificate has replaced it.
     is_superseded: bool,
 }
 
@@ -284,7 +285,7 @@ pub(super) fn ls(options: &LsOptions) -> Result<(), Failure> {
     })
 }
 
-/// Whether a certificate that may still be shown has a younger one in its place.
+/// Whether a certificate is good but a later one of the same host, not revoked, has replaced it.
 fn is_superseded(one: &IssuedView, younger: &[IssuedView]) -> bool {
     let takes_its_place =
         |next: &IssuedView| next.identity == one.identity && next.state != IssuedState::Revoked;
