@@ -88,8 +88,8 @@ pub struct PeerConfig {
     /// Cap on the rate sent to the peer, counted on the wire, such as `"100Mbit"`; none if absent.
     #[serde(default)]
     pub send_rate: Option<Rate>,
-    /// Caps on the rate sent by the time of the week, in place of `send_rate`, such as `"50Mbit
-    /// 09:00-17:00 mon-fri, 200Mbit otherwise"`.
+    /// Caps on the rate sent by the time of the week, in place of `send_rate`, such as
+    /// `"50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise"`.
     #[serde(default)]
     pub send_timetable: Option<Week>,
     /// Cap on the rate received, which the peer is asked to keep to, counted on the wire; none if
@@ -102,8 +102,8 @@ pub struct PeerConfig {
     /// Repeated measurements of the path to the peer; none if absent.
     #[serde(default)]
     pub probe: Option<ProbeConfig>,
-    /// Shares of the classes in the rate sent, such as `bulk = { weight = 3, floor = "5Mbit", cap =
-    /// "80Mbit" }`.
+    /// Shares of the classes in the rate sent, such as
+    /// `bulk = { weight = 3, floor = "5Mbit", cap = "80Mbit" }`.
     #[serde(default, skip_serializing_if = "Shares::is_empty")]
     pub shares: Shares,
 }

@@ -107,7 +107,7 @@ pub(crate) struct IssueOptions {
 /// The arguments of `towpath certs show`.
 #[derive(Debug, Args)]
 pub(crate) struct ShowOptions {
-    /// PEM file with certificates or revocation lists
+    /// PEM file with certificates or revocation lists, all of which are shown
     file: PathBuf,
     #[command(flatten)]
     output: OutputOption,

@@ -128,8 +128,8 @@ pub(crate) struct OpenOptions {
     /// Name of the service at that site
     #[arg(long, value_name = "NAME")]
     service: Name,
-    /// Class of its traffic, which decides its share of the link: control, demand, app, switch,
-    /// bulk or scavenger
+    /// Class of the channel's traffic, which decides its share of the link: control, demand, app,
+    /// switch, bulk or scavenger
     #[arg(long, value_name = "CLASS", default_value = "app", value_parser = class)]
     class: Class,
     /// Generation of the definition [default: the present one plus 1; for a new channel, the time
@@ -180,7 +180,7 @@ pub(crate) struct CloseOptions {
 #[derive(Debug, Serialize)]
 struct Closed<'a> {
     name: &'a Name,
-    /// Whether the configuration names it. It stays closed after a restart too.
+    /// Whether the configuration names it. If so, it stays closed even after a restart.
     is_configured: bool,
 }
 

@@ -30,7 +30,7 @@ use crate::trust::dropped::DropReason;
 ///
 /// # Errors
 ///
-/// `E_STATE` if a metric is defined twice, which a test would have found.
+/// `E_STATE` if a metric is defined twice; a test makes sure that none is.
 pub(crate) fn render(core: &Core) -> Result<String, Fault> {
     collect(core).map_err(|error| Fault::new(Code::State, format!("metrics: {error}")))
 }

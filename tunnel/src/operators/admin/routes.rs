@@ -22,7 +22,7 @@ use crate::operators::status::{ChannelList, ChannelView, ServiceView, StatusView
 use crate::shaping::shares::{ServiceCap, Shaping, cap_text};
 use crate::shaping::timetable;
 
-/// Prometheus's text form, version 0.0.4.
+/// Content type of Prometheus's text format, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The content security policy of the page: a browser may only display it.
