@@ -284,7 +284,6 @@ impl Tunnel {
 /// Those of [`Tunnel::start`] and [`Tunnel::run_until`].
 pub async fn run(config: &Config, stop: Shutdown) -> Result<(), Fault> {
     let tunnel = Tunnel::start(config).await?;
-    towpath_daemon::notify::ready();
     tunnel.run_until(stop).await
 }
 

@@ -24,7 +24,8 @@ pub(crate) fn hangups() -> Result<Signal, Fault> {
         .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))
 }
 
-/// Reports to the service manager until the tunnel stops, and reloads on each SIGHUP.
+/// Reports to the service manager until the tunnel stops, and reloads on each SIGHUP. The first
+/// report is that the tunnel is ready, so that no reload is reported before it.
 ///
 /// # Errors
 ///
@@ -34,6 +35,7 @@ pub(crate) async fn tell(
     mut hangups: Signal,
     mut stop: Shutdown,
 ) -> Result<(), Fault> {
+    notify::ready();
     // The status line takes the locks that every stream and every handshake takes, so a lock that
     // is never released stops the signs of life.
     let asked = Arc::clone(&core);
