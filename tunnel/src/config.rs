@@ -81,8 +81,7 @@ pub struct Config {
 pub struct PeerConfig {
     /// The peer's site.
     pub site: Name,
-    /// UDP address of the peer's tunnel, `host:port`. If absent, this side waits for the peer to
-    /// dial.
+    /// UDP address of the peer's tunnel, `host:port`. If absent, the peer has to dial.
     #[serde(default)]
     pub address: Option<String>,
     /// Cap on the rate sent to the peer, counted on the wire, such as `"100Mbit"`; none if absent.
@@ -184,9 +183,8 @@ pub struct Limits {
     pub peer_streams: u32,
     /// Longest time for a preamble to arrive in full.
     pub preamble_wait: Span,
-    /// Longest time that a move's stream may be stuck because the other side does not read. For
-    /// connections of channels, and streams of the classes app and scavenger, the limit holds only
-    /// while they take too much room.
+    /// Longest time that a stream may be stuck because the other side does not read. For channels
+    /// and the classes app and scavenger the limit holds only while they take too much room.
     pub stall_wait: Span,
     /// How long a stream outlives the loss of its link. After this time the stream ends.
     pub outage_wait: Span,

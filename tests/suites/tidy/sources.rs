@@ -35,8 +35,8 @@ const SAFE_ROOTS: [&str; 9] = [
 
 /// The only files with unsafe code: each talks to the kernel about guest memory or a vCPU.
 const UNSAFE_FILES: [&str; 8] = [
-    "guest/src/kvm/dirty.rs",
     "guest/src/kvm.rs",
+    "guest/src/kvm/dirty.rs",
     "guest/src/kvm/payload.rs",
     "guest/src/kvm/state.rs",
     "guest/src/kvm/vcpu.rs",
