@@ -51,6 +51,10 @@ pub const DETAIL_BYTES_MAX: usize = 512;
 /// may, `Refused` with `E_CRL_STALE` while the revocation lists are out of date.
 pub const TRUST_SERVICE: &str = "trust";
 
+/// The name under which a tunnel offers its built-in service for benches and probes, if its
+/// configuration has such a service.
+pub const BENCH_SERVICE: &str = "bench";
+
 /// The versions of the link protocol that this release speaks.
 ///
 /// Version 1, whose streams died with their connection, was never released. Version 3 adds

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 use towpath_daemon::stream::open_stream;
-use towpath_protocol::channel::{Class, Leg, Open};
+use towpath_protocol::channel::{BENCH_SERVICE, Class, Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_tunnel::bench_service::{BenchRequest, USAGE_BYTES, Usage};
@@ -480,7 +480,7 @@ fn ping(stream: &mut UnixStream) -> Result<Duration, Fault> {
 fn open(options: &Options, class: Class, wish: BenchRequest) -> Result<UnixStream, Fault> {
     let open = Open {
         peer: options.peer.clone(),
-        service: "bench".parse().expect("the service's name is a name"),
+        service: BENCH_SERVICE.parse().expect("the service's name is a name"),
         class,
     };
     let (mut stream, _) = open_stream(&options.stream_socket, &open, ANSWER_WAIT)?;

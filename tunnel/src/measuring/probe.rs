@@ -20,7 +20,7 @@ use tokio::time::{
     Instant as TokioInstant, MissedTickBehavior, interval, sleep, timeout, timeout_at,
 };
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::{Class, Leg, Open};
+use towpath_protocol::channel::{BENCH_SERVICE, Class, Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
@@ -280,7 +280,7 @@ async fn probe(
 ) -> Result<ProbeView, Fault> {
     let open = Open {
         peer: peer.site.clone(),
-        service: "bench".parse().expect("the service's name is a name"),
+        service: BENCH_SERVICE.parse().expect("the service's name is a name"),
         class: Class::Scavenger,
     };
     let link = peer.link()?;
