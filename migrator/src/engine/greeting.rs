@@ -218,7 +218,7 @@ pub(super) fn greet(
         Incoming::End => return Ok(()),
         Incoming::Idle => return Err(Fault::new(Code::Stalled, "a lane said no hello")),
     };
-    let (ours, theirs) = (speaks(&shared.host), speaks(&peer));
+    let (ours, theirs) = (migrator_name(&shared.host), migrator_name(&peer));
     let ours = Speaker {
         name: &ours,
         versions: version::OURS,
@@ -252,7 +252,7 @@ pub(super) fn greet(
 }
 
 /// How error messages about versions name the migrator of a host.
-pub(super) fn speaks(host: &HostIdentity) -> String {
+pub(super) fn migrator_name(host: &HostIdentity) -> String {
     format!("the migrator of {host}")
 }
 

@@ -16,7 +16,7 @@ use towpath_protocol::source::FREEZE_DEADLINE;
 use towpath_protocol::space::Geometry;
 use towpath_protocol::version::Speaker;
 
-use super::greeting::speaks;
+use super::greeting::migrator_name;
 use super::input::Input;
 use super::mailbox::Mailbox;
 use crate::codec::Decoder;
@@ -352,7 +352,7 @@ fn open_lane(
         let detail = format!("{peer} answers in place of {target}");
         return Err(Fault::new(Code::Unreachable, detail));
     }
-    let (ours, theirs) = (speaks(own), speaks(target));
+    let (ours, theirs) = (migrator_name(own), migrator_name(target));
     let ours = Speaker {
         name: &ours,
         versions: hello.versions,
