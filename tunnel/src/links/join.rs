@@ -31,10 +31,11 @@ use towpath_protocol::version::Speaker;
 use crate::core::{self, Core};
 use crate::links::dial::ATTEMPT_TIME;
 use crate::links::link::{Joint, Link, close};
-use crate::links::peer::{Barred, ONE_TUNNEL_REMEDY, Peer, Unreached, speaks};
+use crate::links::peer::{Barred, ONE_TUNNEL_REMEDY, Peer, Unreached, tunnel_name};
 use crate::operators::health::Whose;
 use crate::quic::wire;
 use crate::streams::serve;
+use crate::streams::table::Party;
 use crate::trust::failures;
 use crate::trust::standing::{self, Chain, Papers};
 
@@ -207,7 +208,7 @@ impl Joining<'_> {
     }
 
     async fn hear_on(&self, (_, recv): &mut Words) -> Result<Terms, Fault> {
-        let (ours, theirs) = (speaks(self.core.trust.host()), speaks(&self.host));
+        let (ours, theirs) = (tunnel_name(self.core.trust.host()), tunnel_name(&self.host));
         let ours = Speaker {
             name: &ours,
             versions: LINK_VERSIONS,
@@ -235,7 +236,10 @@ impl Joining<'_> {
         let joint = Joint {
             id: self.id,
             version: terms.version,
-            party: (self.host.clone(), terms.run),
+            party: Party {
+                host: self.host.clone(),
+                run: terms.run,
+            },
             dialler: self.core.site.clone(),
             urgent: connections.urgent.clone(),
             bulk: connections.bulk.clone(),

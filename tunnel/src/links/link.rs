@@ -170,7 +170,7 @@ impl Drop for Carrying {
 impl Link {
     /// Makes a link to a site.
     pub(crate) fn new(joint: Joint, site: &Peer, memory: &Arc<Memory>) -> Self {
-        let (peer, run) = joint.party;
+        let Party { host: peer, run } = joint.party;
         let (urgent, bulk) = (joint.urgent, joint.bulk);
         for connection in [&urgent, &bulk] {
             if connection
@@ -325,7 +325,10 @@ impl Link {
 
     /// The host and run at the other end.
     pub(crate) fn party(&self) -> Party {
-        (self.peer.clone(), self.run)
+        Party {
+            host: self.peer.clone(),
+            run: self.run,
+        }
     }
 
     /// Keeps the control stream until the control task takes it.

@@ -27,11 +27,12 @@ use towpath_protocol::version::Speaker;
 use self::gate::{Gate, Verdict};
 use crate::core::Core;
 use crate::links::link::{Joint, Link, close};
-use crate::links::peer::{Peer, speaks};
+use crate::links::peer::{Peer, tunnel_name};
 use crate::places::{Place, Places};
 use crate::quic::lingering::Driver;
 use crate::quic::wire;
 use crate::streams::serve;
+use crate::streams::table::Party;
 use crate::trust::dropped::DropReason;
 use crate::trust::failures::{self, Refused};
 
@@ -201,7 +202,7 @@ impl Listener {
         let first = timeout(wait, first_words(connection, wait)).await;
         let (join, mut answer, recv) =
             first.map_err(|_| Fault::new(Code::Stalled, "no words on a new connection"))??;
-        let (ours, theirs) = (speaks(self.core.trust.host()), speaks(&host));
+        let (ours, theirs) = (tunnel_name(self.core.trust.host()), tunnel_name(&host));
         let ours = Speaker {
             name: &ours,
             versions: LINK_VERSIONS,
@@ -282,7 +283,10 @@ impl Listener {
         let joint = Joint {
             id: join.link,
             version,
-            party: (urgent.host.clone(), join.run),
+            party: Party {
+                host: urgent.host.clone(),
+                run: join.run,
+            },
             dialler: urgent.host.site.clone(),
             urgent: urgent.connection,
             bulk: bulk.connection,

@@ -70,7 +70,7 @@ pub(crate) const ONE_TUNNEL_REMEDY: &str =
     "one tunnel of a site is linked at a time: stop that one, or give this host a site of its own";
 
 /// The name of a host's tunnel in messages about versions; both sides use the same one.
-pub(crate) fn speaks(host: &HostIdentity) -> String {
+pub(crate) fn tunnel_name(host: &HostIdentity) -> String {
     format!("the tunnel of {host}")
 }
 

@@ -56,7 +56,7 @@ pub(crate) struct StreamLog {
 impl StreamLog {
     /// Logs that a service's host refuses the datagrams of a flow.
     fn refused(&self, stream: &Stream, reach: &Endpoint) {
-        let (peer, service) = (&stream.party.0, &stream.service);
+        let (peer, service) = (&stream.party.host, &stream.service);
         if let Some(untold) = self.unreached.next() {
             let why = "connection refused";
             tracing::warn!(%peer, %service, %reach, why, untold, "service not reached");
@@ -67,7 +67,7 @@ impl StreamLog {
     /// programs see only that the stream ended; how programs end their own streams is logged at
     /// debug level.
     pub(crate) fn cut(&self, stream: &Stream, fault: &Fault) {
-        let (peer, service, class) = (&stream.party.0, &stream.service, stream.class);
+        let (peer, service, class) = (&stream.party.host, &stream.service, stream.class);
         if fault.code != Code::Unreachable {
             tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
         } else if let Some(untold) = self.outages.next() {

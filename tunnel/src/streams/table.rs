@@ -27,8 +27,12 @@ const ENDED_COUNT_MAX: usize = 1024;
 /// Calls that may wait for one stream; a peer that resumes faster than we answer is refused.
 const CALL_COUNT_MAX: usize = 4;
 
-/// Who is at the other end: this host, and this run of its tunnel.
-pub(crate) type Party = (HostIdentity, RunId);
+/// The other end of a link: a host, and one run of its tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Party {
+    pub host: HostIdentity,
+    pub run: RunId,
+}
 
 /// A message to the task of a stream.
 #[derive(Debug)]
@@ -205,7 +209,7 @@ impl Inner {
     /// The newest end of a stream with this id and party.
     fn end_of(&self, id: StreamId, party: &Party) -> Option<&Ended> {
         let first = self.ended.front()?.number;
-        let same = (id, party.1, 0)..=(id, party.1, u64::MAX);
+        let same = (id, party.run, 0)..=(id, party.run, u64::MAX);
         let numbers = self.ended_by_id.range(same).rev();
         let ended = numbers.filter_map(|(_, _, number)| {
             let place = usize::try_from(number - first).ok()?;
@@ -342,7 +346,7 @@ impl Streams {
         if inner.ended.len() == ENDED_COUNT_MAX
             && let Some(oldest) = inner.ended.pop_front()
         {
-            let key = (oldest.id, oldest.party.1, oldest.number);
+            let key = (oldest.id, oldest.party.run, oldest.number);
             inner.ended_by_id.remove(&key);
         }
         inner.ended_count += 1;
@@ -352,7 +356,7 @@ impl Streams {
             party: stream.party.clone(),
             end,
         };
-        let key = (ended.id, ended.party.1, ended.number);
+        let key = (ended.id, ended.party.run, ended.number);
         inner.ended_by_id.insert(key);
         inner.ended.push_back(ended);
         let count = inner.ended_count;
@@ -409,7 +413,7 @@ impl Streams {
 
     /// Cuts all streams with a host, so that none waits for a link that must not come.
     pub(crate) fn cut_host(&self, host: &HostIdentity, fault: &Fault) {
-        self.cut_where(fault, |stream| stream.party.0 == *host);
+        self.cut_where(fault, |stream| stream.party.host == *host);
     }
 
     fn cut_where(&self, fault: &Fault, is_meant: impl Fn(&Stream) -> bool) {
@@ -432,7 +436,10 @@ mod tests {
 
     fn party(host: &str, run: u128) -> Party {
         let uri = format!("spiffe://shop.example/site/edge/host/{host}");
-        (HostIdentity::from_uri(&uri).unwrap(), RunId(run))
+        Party {
+            host: HostIdentity::from_uri(&uri).unwrap(),
+            run: RunId(run),
+        }
     }
 
     async fn ours(streams: &Arc<Streams>) -> Beginner {

@@ -151,6 +151,7 @@ mod tests {
     use crate::links::peer::Peer;
     use crate::path::windows::Memory;
     use crate::quic::transport;
+    use crate::streams::table::Party;
 
     /// A link from the edge to the region, and the region's ends of both connections.
     struct Linked {
@@ -207,7 +208,10 @@ mod tests {
         let joint = Joint {
             id: LinkId(7),
             version: LINK_VERSIONS.max,
-            party: (host("region"), RunId(7)),
+            party: Party {
+                host: host("region"),
+                run: RunId(7),
+            },
             dialler: name("edge"),
             urgent,
             bulk,

@@ -90,7 +90,7 @@ impl Rivals {
         let [one, other] = addresses;
         let words = format!(
             "two tunnels show the identity {}, from {one} and from {other}",
-            party.0
+            party.host
         );
         self.shown = Some(Shown {
             words: words.clone(),
@@ -135,7 +135,10 @@ mod tests {
 
     fn run(number: u128) -> Party {
         let host = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
-        (host, RunId(number))
+        Party {
+            host,
+            run: RunId(number),
+        }
     }
 
     fn addresses() -> [SocketAddr; 2] {
