@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant};
 
 use towpath_certs::{Rejections, tls};
 use towpath_protocol::channel::{LinkId, RunId, StreamId};
@@ -71,7 +71,7 @@ pub(crate) struct Core {
     pub dropped: Dropped,
     pub refused: LastRefused,
     pub reloads: Reloads,
-    pub began: StdInstant,
+    pub began: Instant,
     pub outlook: Outlook,
     pub network: Network,
     /// Identifies this run of the tunnel; streams do not outlive it.
@@ -113,7 +113,7 @@ impl Core {
             dropped: Dropped::default(),
             refused: LastRefused::default(),
             reloads: Reloads::default(),
-            began: StdInstant::now(),
+            began: Instant::now(),
             outlook: Outlook::new(config, state.clone()),
             network: Network::default(),
             run: RunId(random()?),

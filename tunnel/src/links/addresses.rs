@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use towpath_protocol::fault::{Code, Fault};
@@ -21,7 +21,7 @@ const LOOKUP_PAUSE: Duration = Duration::from_secs(5);
 struct Resolved {
     is_looking: bool,
     /// When the last lookup started; `None` before the first and after a change of the network.
-    looked_at: Option<StdInstant>,
+    looked_at: Option<Instant>,
     addresses: Vec<SocketAddr>,
     /// Those of `addresses` that were dialled, the most recent last.
     dialled: Vec<SocketAddr>,
@@ -40,8 +40,8 @@ enum Next {
 
 impl Resolved {
     /// Whether to start a lookup; if so, it counts as started.
-    fn look(&mut self, now: StdInstant) -> bool {
-        let is_early = |at: StdInstant| now.saturating_duration_since(at) < LOOKUP_PAUSE;
+    fn look(&mut self, now: Instant) -> bool {
+        let is_early = |at: Instant| now.saturating_duration_since(at) < LOOKUP_PAUSE;
         if self.is_looking || self.looked_at.is_some_and(is_early) {
             return false;
         }
@@ -113,7 +113,7 @@ impl PeerAddress {
     pub(crate) async fn next(self: &Arc<Self>) -> Result<SocketAddr, Fault> {
         if self
             .known
-            .send_if_modified(|known| known.look(StdInstant::now()))
+            .send_if_modified(|known| known.look(Instant::now()))
         {
             let place = Arc::clone(self);
             // In a task, since the caller may give up before the answer.
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn one_lookup_runs_at_a_time_and_what_was_found_last_is_dialled_meanwhile() {
-        let (mut known, mut now) = (Resolved::default(), StdInstant::now());
+        let (mut known, mut now) = (Resolved::default(), Instant::now());
         assert!(known.look(now));
         assert_eq!(known.next(), Next::Wait);
         for _ in 0..100 {
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn a_peer_that_is_away_costs_a_lookup_every_few_seconds_and_one_more_when_the_network_changes()
     {
-        let (mut known, began) = (Resolved::default(), StdInstant::now());
+        let (mut known, began) = (Resolved::default(), Instant::now());
         let mut count = 0;
         for attempt in 0..240 {
             if known.look(began + attempt * Duration::from_millis(250)) {

@@ -9,7 +9,7 @@ mod gate;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant};
 
 use quinn::{
     Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, TransportErrorCode,
@@ -64,7 +64,7 @@ struct Pending {
 pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdown) {
     let listener = Arc::new(Listener {
         core,
-        gate: Gate::new(StdInstant::now()),
+        gate: Gate::new(Instant::now()),
         pending: Mutex::default(),
         unjoined: Arc::default(),
         lines: Lines::default(),
@@ -101,10 +101,7 @@ impl Listener {
             peers.filter(|peer| peer.state().up().is_none()).count()
         };
         let is_proved = !incoming.may_retry();
-        match self
-            .gate
-            .admit(address, is_proved, StdInstant::now(), missing)
-        {
+        match self.gate.admit(address, is_proved, Instant::now(), missing) {
             Verdict::Begin(place) => return Some((incoming, place)),
             Verdict::Prove => {
                 self.core.dropped.count(DropReason::Retried);

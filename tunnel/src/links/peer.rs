@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Instant as StdInstant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use governor::{DefaultDirectRateLimiter, Quota};
 use tokio::sync::watch;
@@ -169,7 +169,7 @@ pub(crate) struct Peer {
     /// The host and the terms of the last link, if an outage ended that link.
     presumed: Mutex<Option<(HostIdentity, Terms)>>,
     /// When the link was lost, newest last.
-    losses: Mutex<VecDeque<StdInstant>>,
+    losses: Mutex<VecDeque<Instant>>,
     failures: Mutex<Failures>,
     rivals: Mutex<Rivals>,
 }
@@ -439,7 +439,7 @@ impl Peer {
     /// How often the link was lost within [`health::RECENT`].
     pub(crate) fn recent_loss_count(&self) -> usize {
         let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_recent = |at: &&StdInstant| at.elapsed() < health::RECENT;
+        let is_recent = |at: &&Instant| at.elapsed() < health::RECENT;
         losses.iter().filter(is_recent).count()
     }
 
@@ -450,7 +450,7 @@ impl Peer {
         if losses.len() == LOSS_COUNT_MAX {
             losses.pop_front();
         }
-        losses.push_back(StdInstant::now());
+        losses.push_back(Instant::now());
     }
 
     /// Asks for a new link; the current link works until the new one is up.
@@ -507,7 +507,7 @@ impl Peer {
             if state.up().is_some() {
                 return false;
             }
-            is_told = self.failures().is_news(fault, StdInstant::now());
+            is_told = self.failures().is_news(fault, Instant::now());
             let is_news = state.reason != fault.detail || state.remedy != fault.remedy;
             if is_news {
                 state.reason.clone_from(&fault.detail);
@@ -649,7 +649,7 @@ impl Peer {
 
     /// The message to show while two tunnels use the peer's identity.
     pub(crate) fn rivals_shown(&self) -> Option<String> {
-        self.rivals().shown(StdInstant::now())
+        self.rivals().shown(Instant::now())
     }
 
     /// Watches a link to its end.

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant};
 
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
@@ -45,7 +45,7 @@ struct Borrowed<'a> {
 
 impl Alarms {
     /// Waits until `at`.
-    pub(crate) async fn until(&self, at: StdInstant) {
+    pub(crate) async fn until(&self, at: Instant) {
         let Some(timer) = self.take() else {
             return tokio::time::sleep_until(at.into()).await;
         };
@@ -54,7 +54,7 @@ impl Alarms {
             timer: Some(timer),
         };
         loop {
-            let wait = at.saturating_duration_since(StdInstant::now());
+            let wait = at.saturating_duration_since(Instant::now());
             if wait <= WAIT_MIN {
                 return;
             }
@@ -133,9 +133,9 @@ mod tests {
     async fn nobody_wakes_early_and_timers_are_used_again() {
         let alarms = Alarms::default();
         for micros in [0, 3, 40, 700, 2_300] {
-            let at = StdInstant::now() + Duration::from_micros(micros);
+            let at = Instant::now() + Duration::from_micros(micros);
             soon(alarms.until(at)).await;
-            assert!(StdInstant::now() + WAIT_MIN >= at, "{micros}");
+            assert!(Instant::now() + WAIT_MIN >= at, "{micros}");
         }
         assert_eq!(alarms.timers().made, 1);
     }
@@ -144,22 +144,22 @@ mod tests {
     async fn a_wait_that_was_given_up_does_not_shorten_the_next() {
         let alarms = Alarms::default();
         for _ in 0..50 {
-            let soon_over = StdInstant::now() + Duration::from_micros(50);
+            let soon_over = Instant::now() + Duration::from_micros(50);
             tokio::select! {
                 biased;
                 () = alarms.until(soon_over) => {}
                 () = tokio::task::yield_now() => {}
             }
-            let at = StdInstant::now() + Duration::from_micros(400);
+            let at = Instant::now() + Duration::from_micros(400);
             soon(alarms.until(at)).await;
-            assert!(StdInstant::now() + WAIT_MIN >= at);
+            assert!(Instant::now() + WAIT_MIN >= at);
         }
     }
 
     #[tokio::test]
     async fn more_waits_than_timers_all_end() {
         let alarms = std::sync::Arc::new(Alarms::default());
-        let at = StdInstant::now() + Duration::from_millis(2);
+        let at = Instant::now() + Duration::from_millis(2);
         let waits: Vec<_> = (0..3 * TIMER_COUNT_MAX)
             .map(|_| std::sync::Arc::clone(&alarms))
             .map(|alarms| tokio::spawn(async move { alarms.until(at).await }))
@@ -167,7 +167,7 @@ mod tests {
         for wait in waits {
             soon(async { wait.await.expect("it does not panic") }).await;
         }
-        assert!(StdInstant::now() + WAIT_MIN >= at);
+        assert!(Instant::now() + WAIT_MIN >= at);
         let timers = alarms.timers();
         assert!(timers.made <= TIMER_COUNT_MAX && timers.idle.len() == timers.made);
     }

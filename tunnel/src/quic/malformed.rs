@@ -10,7 +10,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant as StdInstant;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use quinn::udp::{RecvMeta, Transmit};
@@ -59,7 +59,7 @@ pub(crate) struct Counting {
 }
 
 impl Driver for Counting {
-    fn new_timer(&self, at: StdInstant) -> Pin<Box<dyn AsyncTimer>> {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
         self.driver.new_timer(at)
     }
 
@@ -67,7 +67,7 @@ impl Driver for Counting {
         self.driver.spawn(Box::pin(lingering::driving(task)));
     }
 
-    fn now(&self) -> StdInstant {
+    fn now(&self) -> Instant {
         self.driver.now() + lingering::ahead()
     }
 

@@ -12,7 +12,7 @@ use std::net::UdpSocket;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant as StdInstant;
+use std::time::Instant;
 
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime as Driver, TokioRuntime};
 use tokio::runtime::{Builder, Handle};
@@ -138,7 +138,7 @@ impl Drivers {
 struct On(Handle);
 
 impl Driver for On {
-    fn new_timer(&self, at: StdInstant) -> Pin<Box<dyn AsyncTimer>> {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
         let _inside = self.0.enter();
         TokioRuntime.new_timer(at)
     }

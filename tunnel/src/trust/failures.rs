@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as StdInstant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use quinn::{Connection, ConnectionError, FrameStats, TransportErrorCode};
 use towpath_certs::{Refusal, Rejection};
@@ -300,7 +300,7 @@ impl LastRefused {
 pub(crate) struct Failures {
     last: Option<Kind>,
     /// At most one entry per pair of code and remedy.
-    told: Vec<(Kind, StdInstant)>,
+    told: Vec<(Kind, Instant)>,
 }
 
 /// What failures have in common that differ only in an address or a number: code and remedy.
@@ -309,13 +309,13 @@ type Kind = (Code, Option<String>);
 impl Failures {
     /// Whether to log a failure: its kind differs from the last one, and was not logged within
     /// [`TOLD_AGAIN`].
-    pub(crate) fn is_news(&mut self, fault: &Fault, now: StdInstant) -> bool {
+    pub(crate) fn is_news(&mut self, fault: &Fault, now: Instant) -> bool {
         let kind = (fault.code, fault.remedy.clone());
         if self.last.as_ref() == Some(&kind) {
             return false;
         }
         self.last = Some(kind.clone());
-        let is_old = |at: StdInstant| now.saturating_duration_since(at) >= TOLD_AGAIN;
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= TOLD_AGAIN;
         self.told.retain(|(_, at)| !is_old(*at));
         let is_told = self.told.iter().any(|(told, _)| *told == kind);
         if !is_told {
@@ -432,7 +432,7 @@ mod tests {
     #[test]
     fn a_reason_is_told_when_it_changes_and_two_in_turn_fill_no_log() {
         let mut failures = Failures::default();
-        let begin = StdInstant::now();
+        let begin = Instant::now();
         let fault = |code, number: u64| Fault::new(code, format!("attempt {number}"));
         let mut told = 0;
         for number in 0..100 {

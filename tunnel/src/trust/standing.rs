@@ -14,7 +14,7 @@
 //! The side that dialled makes the new link. Streams move over to it without noticing.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant as StdInstant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use towpath_certs::{Identity, view};
@@ -61,7 +61,7 @@ struct Judged {
     standing: Standing,
     /// The generation of the identity that was in use.
     generation: Option<u64>,
-    foreign_since: Option<StdInstant>,
+    foreign_since: Option<Instant>,
 }
 
 /// How a link's certificates relate to the identity in use.
@@ -104,7 +104,7 @@ impl Papers {
                 standing,
                 generation: Some(generation),
                 foreign_since: is_foreign
-                    .then(|| judged.foreign_since.unwrap_or_else(StdInstant::now)),
+                    .then(|| judged.foreign_since.unwrap_or_else(Instant::now)),
             };
         }
         *judged

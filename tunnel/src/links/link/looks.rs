@@ -1,7 +1,7 @@
 //! What a link reads from its connections' counters, and keeps from one tick to the next.
 
 use std::net::IpAddr;
-use std::time::Instant as StdInstant;
+use std::time::Instant;
 
 use quinn::{ConnectionStats, FrameStats, UdpStats};
 
@@ -16,7 +16,7 @@ const PACKET_HEADER_BYTES_IPV6: u64 = 48;
 /// State of a link between two ticks.
 #[derive(Debug)]
 pub(super) struct Rounds {
-    pub(super) began: StdInstant,
+    pub(super) began: Instant,
     pub(super) watches: [Watch; 2],
     pub(super) hearing: Hearing,
     /// Ticks since the peer last answered.
@@ -32,7 +32,7 @@ pub(super) struct Rounds {
 impl Default for Rounds {
     fn default() -> Self {
         Self {
-            began: StdInstant::now(),
+            began: Instant::now(),
             watches: Default::default(),
             hearing: Hearing::default(),
             silent_ticks: 0,

@@ -1,7 +1,7 @@
 //! What a link measures each second, and its recent trouble.
 
 use std::sync::PoisonError;
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant};
 
 use quinn::ConnectionStats;
 use towpath_protocol::channel::{Class, Leg};
@@ -45,14 +45,14 @@ pub(crate) struct LegStanding {
 pub(crate) struct Trouble {
     pub lost_per_million: u64,
     pub queue: Duration,
-    lost_at: Option<StdInstant>,
-    queued_at: Option<StdInstant>,
+    lost_at: Option<Instant>,
+    queued_at: Option<Instant>,
 }
 
 /// The counters at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Totals {
-    at: StdInstant,
+    at: Instant,
     /// Bytes of programs sent and received, by class.
     bytes: [(u64, u64); Class::ALL.len()],
     /// Number of pieces that waited here and their total wait, by class.
@@ -103,7 +103,7 @@ impl Link {
     /// The trouble within [`health::SHOWN`].
     pub(crate) fn trouble(&self) -> Trouble {
         let mut trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |at: Option<StdInstant>| at.is_none_or(|at| at.elapsed() > health::SHOWN);
+        let is_over = |at: Option<Instant>| at.is_none_or(|at| at.elapsed() > health::SHOWN);
         if is_over(trouble.lost_at) {
             trouble.lost_per_million = 0;
         }
@@ -118,11 +118,11 @@ impl Link {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if packets >= health::PACKETS_MIN && lost_per_million >= health::LOSS_PER_MILLION {
             trouble.lost_per_million = lost_per_million;
-            trouble.lost_at = Some(StdInstant::now());
+            trouble.lost_at = Some(Instant::now());
         }
         if health::is_queued(queue, packets) {
             trouble.queue = queue;
-            trouble.queued_at = Some(StdInstant::now());
+            trouble.queued_at = Some(Instant::now());
         }
     }
 
@@ -130,7 +130,7 @@ impl Link {
     pub(super) fn measure(&self, before: &mut Option<Totals>, stats: &[ConnectionStats; 2]) {
         let counters = &self.counters;
         let now = Totals {
-            at: StdInstant::now(),
+            at: Instant::now(),
             bytes: Class::ALL.map(|class| (counters.sent(class), counters.received(class))),
             waits: Class::ALL.map(|class| counters.waits(class)),
             packets: [0, 1].map(|leg| {

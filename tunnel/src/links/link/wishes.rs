@@ -1,7 +1,7 @@
 //! The caps on what a link sends, ours and the peer's, and the peer's reports about its path.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant};
 
 use towpath_protocol::channel::PathReport;
 use towpath_protocol::rate::Rate;
@@ -18,7 +18,7 @@ pub(super) struct Wishes {
     /// The peer's newest cap, until it is applied.
     said: Mutex<Option<PeerCap>>,
     /// See [`Link::take_filled`].
-    filled: Mutex<Option<(StdInstant, u64)>>,
+    filled: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Wishes {
@@ -72,7 +72,7 @@ impl Link {
         *locked(&self.wishes.said) = Some(PeerCap(report.receive_rate_max.map(Rate::clamped)));
         if let Some(bytes) = report.filled_bytes_per_second {
             let bytes = Rate::clamped(bytes).bytes_per_second();
-            let filled = Some((StdInstant::now(), bytes));
+            let filled = Some((Instant::now(), bytes));
             *locked(&self.wishes.filled) = filled;
         }
     }

@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant};
 
 use governor::{DefaultKeyedRateLimiter, Quota};
 
@@ -69,7 +69,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(now: StdInstant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         let per_source = Quota::per_second(PER_SOURCE).allow_burst(PER_SOURCE_BURST);
         Self {
             places: Arc::default(),
@@ -84,7 +84,7 @@ impl Gate {
         &self,
         address: IpAddr,
         is_proved: bool,
-        now: StdInstant,
+        now: Instant,
         missing: impl FnOnce() -> usize,
     ) -> Verdict {
         let source = source_of(address);
@@ -114,11 +114,11 @@ struct Spare {
     missing: usize,
     /// Handshakes to spare, in thousandths.
     credit: u64,
-    looked: StdInstant,
+    looked: Instant,
 }
 
 impl Spare {
-    const fn new(now: StdInstant) -> Self {
+    const fn new(now: Instant) -> Self {
         Self {
             missing: 0,
             credit: 0,
@@ -128,7 +128,7 @@ impl Spare {
 
     /// Counts the missing peers again if [`LOOK`] has passed, and adds credit, up to that of one
     /// second.
-    fn look(&mut self, now: StdInstant, missing: impl FnOnce() -> usize) {
+    fn look(&mut self, now: Instant, missing: impl FnOnce() -> usize) {
         let passed = now.saturating_duration_since(self.looked);
         if passed < LOOK {
             return;
@@ -191,7 +191,7 @@ mod tests {
     }
 
     /// Handshakes admitted within one second, at four attempts per millisecond. Each ends at once.
-    fn begun(gate: &Gate, source: IpAddr, began: StdInstant, missing: usize) -> usize {
+    fn begun(gate: &Gate, source: IpAddr, began: Instant, missing: usize) -> usize {
         let admitted = (0..4000_u64).filter(|nth| {
             let now = began + Duration::from_millis(nth / 4);
             matches!(gate.admit(source, true, now, || missing), Verdict::Begin(_))
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn t03_a_stranger_begins_few_where_nobody_is_missing() {
-        let began = StdInstant::now();
+        let began = Instant::now();
         let gate = Gate::new(began);
         let count = begun(&gate, address("192.0.2.1"), began, 0);
         let own = usize::try_from(PER_SOURCE_BURST.get()).unwrap();
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn peers_behind_one_address_come_back_together() {
-        let began = StdInstant::now();
+        let began = Instant::now();
         let gate = Gate::new(began);
         // Each attempts two connections, four times a second.
         let count = begun(&gate, address("192.0.2.1"), began, 220);
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn t03_who_begins_and_ends_none_leaves_room_for_others() {
-        let began = StdInstant::now();
+        let began = Instant::now();
         for missing in [0, 4, 1000] {
             let gate = Gate::new(began);
             let now = began + LOOK;
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn t02_many_under_way_have_to_prove_their_address() {
-        let now = StdInstant::now();
+        let now = Instant::now();
         let gate = Gate::new(now);
         let mut places = Vec::new();
         while let Verdict::Begin(place) = gate.admit(address("192.0.2.1"), false, now, || 0) {

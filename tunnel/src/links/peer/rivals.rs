@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant as StdInstant};
+use std::time::{Duration, Instant};
 
 use towpath_protocol::fault::{Code, Fault};
 
@@ -44,7 +44,7 @@ pub(super) struct Rivals {
 #[derive(Debug)]
 struct Shown {
     words: String,
-    at: StdInstant,
+    at: Instant,
 }
 
 impl Rivals {
@@ -73,7 +73,7 @@ impl Rivals {
         &mut self,
         party: &Party,
         addresses: [SocketAddr; 2],
-        now: StdInstant,
+        now: Instant,
     ) -> Option<String> {
         let count = match &self.refused {
             Some((last, count)) if last == party => count.saturating_add(1),
@@ -103,7 +103,7 @@ impl Rivals {
     /// certain.
     pub(super) fn refuse(&mut self, current: &Link, new: &Link) -> Fault {
         let addresses = [current, new].map(Link::remote_address);
-        if let Some(words) = self.note_refused(&new.party(), addresses, StdInstant::now()) {
+        if let Some(words) = self.note_refused(&new.party(), addresses, Instant::now()) {
             tracing::warn!(target: "audit", remedy = REMEDY, "{words}");
         }
         let detail = format!(
@@ -114,14 +114,14 @@ impl Rivals {
     }
 
     /// The warning to show while two tunnels are present.
-    pub(super) fn shown(&self, now: StdInstant) -> Option<String> {
+    pub(super) fn shown(&self, now: Instant) -> Option<String> {
         let shown = self.shown.as_ref().filter(|shown| shown.is_fresh(now));
         shown.map(|shown| shown.words.clone())
     }
 }
 
 impl Shown {
-    fn is_fresh(&self, now: StdInstant) -> bool {
+    fn is_fresh(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.at) < SHOWN
     }
 }
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn two_tunnels_are_told_of_once_as_long_as_both_are_there() {
-        let (mut rivals, mut now) = (Rivals::default(), StdInstant::now());
+        let (mut rivals, mut now) = (Rivals::default(), Instant::now());
         rivals.note_taken(&run(1));
         rivals.note_taken(&run(2));
         // An attempt that the earlier run has left under way.
