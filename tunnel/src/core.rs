@@ -151,6 +151,15 @@ impl Core {
         })
     }
 
+    /// The sites of the peers without a link that can be used now.
+    pub(crate) fn unlinked(&self) -> Vec<&str> {
+        let peers = self.peers.values();
+        peers
+            .filter(|peer| !peer.state().is_usable())
+            .map(|peer| peer.site.as_str())
+            .collect()
+    }
+
     /// How long a stream may make no progress.
     pub(crate) const fn stall(&self) -> Duration {
         self.limits.stall_wait.duration()

@@ -60,12 +60,7 @@ async fn reload(core: &Arc<Core>) {
 
 /// A one-line summary of the links.
 fn line(core: &Core) -> String {
-    let missing: Vec<_> = core
-        .peers
-        .values()
-        .filter(|peer| !peer.state().is_usable())
-        .map(|peer| peer.site.as_str())
-        .collect();
+    let missing = core.unlinked();
     let count = core.peers.len();
     match missing.as_slice() {
         [] => format!("{count} of {count} links up"),

@@ -310,12 +310,7 @@ pub(super) async fn forecast(
     )
 )]
 pub(super) async fn ready(State(core): State<Arc<Core>>) -> Response {
-    let missing = core
-        .peers
-        .values()
-        .filter(|peer| !peer.state().is_usable())
-        .map(|peer| peer.site.to_string())
-        .collect::<Vec<_>>();
+    let missing = core.unlinked();
     if missing.is_empty() {
         return (StatusCode::OK, "ready\n").into_response();
     }
