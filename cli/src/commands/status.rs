@@ -103,7 +103,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             let checked = match &status {
                 Ok(status) if options.check => check(status, options.peer.as_ref()),
                 Ok(_) => Ok(()),
-                Err(problem) => Err(problem.clone()),
+                Err(problem) => Err(problem.clone().into()),
             };
             let left = wait.saturating_sub(began.elapsed());
             if !left.is_zero() && checked.as_ref().is_err_and(may_pass) {
@@ -115,7 +115,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             show::show(options.output.format, "overview", &status, || {
                 table(&status)
             })?;
-            return checked.map_err(not_well);
+            return checked;
         }
     })?
 }
@@ -150,10 +150,10 @@ async fn status(options: &Options) -> Result<Status, Problem> {
 }
 
 /// Checks that all links and channels are well, or those of one peer.
-fn check(status: &Status, peer: Option<&Name>) -> Result<(), Problem> {
+fn check(status: &Status, peer: Option<&Name>) -> Result<(), Failure> {
     let tunnel = match &status.tunnel {
         Answer::Status(tunnel) => tunnel,
-        Answer::Problem(problem) => return Err(problem.clone()),
+        Answer::Problem(problem) => return Err(problem.clone().into()),
     };
     let is_meant = |site: &str| peer.is_none_or(|peer| peer.as_str() == site);
     let links: Vec<_> = tunnel
@@ -163,7 +163,7 @@ fn check(status: &Status, peer: Option<&Name>) -> Result<(), Problem> {
         .collect();
     if let (Some(peer), true) = (peer, links.is_empty()) {
         let cause = format!("no peer is called {peer}");
-        return Err(Problem::new(Code::NotFound, cause));
+        return Err(Problem::new(Code::NotFound, cause).into());
     }
     let down = links.iter().filter(|link| link.state == LinkState::Down);
     let down = down.map(|link| format!("the link to {} is down", link.peer));
@@ -174,27 +174,15 @@ fn check(status: &Status, peer: Option<&Name>) -> Result<(), Problem> {
     if ill.is_empty() {
         return Ok(());
     }
-    let problem = Problem::new(Code::Unreachable, ill.join(", "));
-    Err(problem
-        .message(NOT_WELL)
-        .remedy("`towpath status` says why, and what mends it"))
+    let problem = Problem::new(Code::Unreachable, ill.join(", "))
+        .message("a link or a channel is not well")
+        .remedy("`towpath status` says why, and what mends it");
+    Err(Failure::with(problem, Exit::NotWell))
 }
 
 /// Whether waiting may help. It does not if the site is not a peer.
-fn may_pass(problem: &Problem) -> bool {
-    problem.known_code() != Some(Code::NotFound)
-}
-
-/// Message of the problem if a link or channel is not well.
-const NOT_WELL: &str = "a link or a channel is not well";
-
-/// The failure of a check. A link or channel that is not well has its own exit status.
-fn not_well(problem: Problem) -> Failure {
-    if problem.message == NOT_WELL {
-        Failure::with(problem, Exit::NotWell)
-    } else {
-        problem.into()
-    }
+fn may_pass(failure: &Failure) -> bool {
+    failure.code() != Some(Code::NotFound)
 }
 
 /// Whether a daemon accepted the request and did not answer in time.
