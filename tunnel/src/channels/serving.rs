@@ -17,6 +17,7 @@ use super::ChannelSpec;
 use super::listener::{Listener, Program, reset_at_end};
 use crate::channels::figures::Figures;
 use crate::core::Core;
+use crate::links::peer::State;
 use crate::streams::local::{self, Begun, StreamOrigin};
 use crate::streams::seats::{Seats, Share};
 
@@ -187,7 +188,7 @@ impl Serving {
         };
         let mut changes = self.core.peer(&spec.peer)?.subscribe();
         // Without a link in time, `begin` below returns the reason.
-        let linked = changes.wait_for(crate::links::peer::State::is_usable);
+        let linked = changes.wait_for(State::is_usable);
         let _ = tokio::time::timeout(LINK_WAIT, async { linked.await.is_ok() }).await;
         let began = Instant::now();
         let kind = StreamOrigin {
@@ -299,6 +300,7 @@ impl Drop for Resetting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::streams::serve;
 
     /// Most bytes of a connection's task, which exists as long as the connection: 3.5 KiB. With
     /// what quinn keeps per stream and the runtime per socket, a connection should take at most 8
@@ -327,7 +329,7 @@ mod tests {
     fn an_idle_connection_takes_little_at_either_side() {
         let (serving, begun) = (
             bytes_of(|(serving, program, place)| Serving::connection(serving, program, place)),
-            bytes_of(|(core, begun, program)| crate::streams::serve::live(core, begun, program)),
+            bytes_of(|(core, begun, program)| serve::live(core, begun, program)),
         );
         let most = serving.max(begun);
         assert!(most <= CONNECTION_BYTES_MAX, "{serving} and {begun} bytes");

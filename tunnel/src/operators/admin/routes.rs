@@ -18,6 +18,7 @@ use crate::channels::ChannelSpec;
 use crate::core::Core;
 use crate::measuring::outlook::{self, ForecastDocument};
 use crate::measuring::probe::{self, ProbeRequest, ProbeView};
+use crate::operators;
 use crate::operators::status::{ChannelList, ChannelView, ServiceView, StatusView, TrialView};
 use crate::shaping::shares::{ServiceCap, Shaping, cap_text};
 use crate::shaping::timetable;
@@ -38,19 +39,19 @@ pub(super) async fn page(State(core): State<Arc<Core>>) -> Response {
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),
     ];
-    (headers, crate::operators::page::render(&core)).into_response()
+    (headers, operators::page::render(&core)).into_response()
 }
 
 /// Status of the tunnel, its links, channels and services.
 #[utoipa::path(get, path = "/status", responses((status = 200, body = StatusView)))]
 pub(super) async fn status(State(core): State<Arc<Core>>) -> Json<StatusView> {
-    Json(crate::operators::status::status(&core))
+    Json(operators::status::status(&core))
 }
 
 /// The channels of this host.
 #[utoipa::path(get, path = "/v1/channels", responses((status = 200, body = ChannelList)))]
 pub(super) async fn channels(State(core): State<Arc<Core>>) -> Json<ChannelList> {
-    Json(crate::operators::status::channels(&core))
+    Json(operators::status::channels(&core))
 }
 
 /// One channel.
@@ -65,9 +66,7 @@ pub(super) async fn channel(
     Path(name): Path<String>,
 ) -> Result<Json<ChannelView>, Problem> {
     let channel = core.channels.channel(&name.parse()?)?;
-    Ok(Json(crate::operators::status::channel_view(
-        &core, &channel,
-    )))
+    Ok(Json(operators::status::channel_view(&core, &channel)))
 }
 
 /// Runs a change to its end even if the client is gone, so that no change is left half done.
@@ -94,9 +93,7 @@ pub(super) async fn open_channel(
     let changed = Arc::clone(&core);
     to_its_end(async move { changed.channels.open(&changed, spec).await }).await?;
     let channel = core.channels.channel(&name)?;
-    Ok(Json(crate::operators::status::channel_view(
-        &core, &channel,
-    )))
+    Ok(Json(operators::status::channel_view(&core, &channel)))
 }
 
 /// The query of a request to close a channel.
@@ -124,7 +121,7 @@ pub(super) async fn close_channel(
     let Query(removal) = removal.map_err(|error| Problem::new(Code::Usage, error.body_text()))?;
     let changed = Arc::clone(&core);
     to_its_end(async move { changed.channels.close(&name, removal.generation).await }).await?;
-    Ok(Json(crate::operators::status::channels(&core)))
+    Ok(Json(operators::status::channels(&core)))
 }
 
 /// Reset a channel to its definition in the configuration, in place of whatever was pushed under
@@ -143,9 +140,7 @@ pub(super) async fn reset_channel(
     let (changed, called) = (Arc::clone(&core), name.clone());
     to_its_end(async move { changed.channels.reset(&changed, &called).await }).await?;
     let channel = core.channels.channel(&name)?;
-    Ok(Json(crate::operators::status::channel_view(
-        &core, &channel,
-    )))
+    Ok(Json(operators::status::channel_view(&core, &channel)))
 }
 
 /// Test a channel: open a stream to its service as for a program, and end it again.
@@ -215,9 +210,7 @@ pub(super) async fn service(
 ) -> Result<Json<ServiceView>, Problem> {
     let name = name.parse()?;
     let service = core.service(&name)?;
-    Ok(Json(crate::operators::status::service_view(
-        &core, &name, service,
-    )))
+    Ok(Json(operators::status::service_view(&core, &name, service)))
 }
 
 /// Change the cap of a service until the next start or reload.
@@ -237,9 +230,7 @@ pub(super) async fn cap_service(
     let service = core.service(&name)?;
     service.meter.quota.set(wanted.cap);
     tracing::info!(service = %name, cap = %cap_text(wanted.cap), "cap changed by hand");
-    Ok(Json(crate::operators::status::service_view(
-        &core, &name, service,
-    )))
+    Ok(Json(operators::status::service_view(&core, &name, service)))
 }
 
 /// Measure the path to a peer now; answers when the measurement is done.
@@ -261,7 +252,7 @@ pub(super) async fn measure(
 /// Metrics in Prometheus's text format.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(State(core): State<Arc<Core>>) -> Result<Response, Problem> {
-    let text = crate::operators::metrics::render(&core)?;
+    let text = operators::metrics::render(&core)?;
     Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
 }
 
