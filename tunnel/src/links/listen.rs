@@ -122,7 +122,13 @@ impl Listener {
         let shaken = timeout(HANDSHAKE_WAIT, async { accepted?.await }).await;
         // A proven identity no longer takes places that are meant for strangers.
         drop(place);
-        if let (Ok(Err(ConnectionError::ConnectionClosed(_))), Some(driver)) = (&shaken, driver) {
+        let is_closed_by_peer = matches!(
+            shaken,
+            Ok(Err(
+                ConnectionError::ConnectionClosed(_) | ConnectionError::ApplicationClosed(_)
+            ))
+        );
+        if let Some(driver) = driver.filter(|_| is_closed_by_peer) {
             driver.end_drained();
         }
         let connection = match shaken {

@@ -74,6 +74,11 @@ pub mod frame {
         vec![0x1c, 0, 0, 0]
     }
 
+    /// Closes a connection as an application does, which is not valid in an Initial packet.
+    pub fn close_as_application() -> Vec<u8> {
+        vec![0x1d, 0, 0]
+    }
+
     /// Closes a connection with a reason.
     pub fn close_because(reason: &[u8]) -> Vec<u8> {
         let length = integer(reason.len() as u64);

@@ -95,7 +95,11 @@ async fn t03_a_connection_that_its_first_packet_closes_is_over_soon() {
     let door = Door::open().await;
     let (address, socket) = (door.address(), UdpSocket::bind("127.0.0.1:0").unwrap());
     for number in 0..8_u8 {
-        let datagram = raw::initial(&[number; 8], &[9; 8], frame::close());
+        let close = match number % 2 {
+            0 => frame::close(),
+            _ => frame::close_as_application(),
+        };
+        let datagram = raw::initial(&[number; 8], &[9; 8], close);
         socket.send_to(&datagram, address).unwrap();
     }
     tokio::time::sleep(DRAINED).await;
