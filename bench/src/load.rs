@@ -1,9 +1,10 @@
 //! Two tunnels with bulk streams between them that check every byte, for benches of disturbances.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -172,8 +173,7 @@ impl Loaded {
     #[must_use]
     pub fn longest_stall(&self) -> Duration {
         let stalls = self.stalls.iter();
-        let stalls =
-            stalls.map(|stall| stall.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let stalls = stalls.map(|stall| stall.lock().take());
         stalls.max().unwrap_or_default()
     }
 
@@ -247,7 +247,7 @@ async fn receive(
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let count = sink.read(&mut chunk).await?;
-        stall.lock().unwrap_or_else(PoisonError::into_inner).end();
+        stall.lock().end();
         if count == 0 {
             return if at == 0 {
                 Ok(())

@@ -20,11 +20,12 @@ mod nat;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 
@@ -154,11 +155,6 @@ struct Wishes {
     moves: u64,
 }
 
-/// Locks a mutex. Its holders never leave a change half made, so poisoning can be ignored.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A running relay; it stops when this value is dropped.
 #[derive(Debug)]
 pub struct Relay {
@@ -285,11 +281,11 @@ impl Control {
     /// Counters of the datagrams that side `from` sent.
     #[must_use]
     pub fn counters(&self, from: Side) -> Counters {
-        *lock(&self.shared.counters[from.index()])
+        *self.shared.counters[from.index()].lock()
     }
 
     fn wish(&self, change: impl FnOnce(&mut Wishes)) {
-        change(&mut lock(&self.shared.wishes));
+        change(&mut self.shared.wishes.lock());
         self.shared.wake();
     }
 }

@@ -1,9 +1,10 @@
 //! Verifies a peer's certificate: its chain, validity, usage, and a host name in our trust domain.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
@@ -179,8 +180,7 @@ impl Rejections {
     }
 
     fn lasts(&self) -> MutexGuard<'_, BTreeMap<Option<Name>, Refusal>> {
-        // Nothing panics while the lock is held.
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last.lock()
     }
 }
 

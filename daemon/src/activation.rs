@@ -7,9 +7,9 @@
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use listenfd::ListenFd;
+use parking_lot::{Mutex, MutexGuard};
 use towpath_protocol::fault::{Code, Fault};
 
 /// Most sockets a manager may pass. Each daemon uses at most four.
@@ -144,8 +144,7 @@ fn take_where(is_it: impl Fn(&Passed) -> bool) -> Option<Passed> {
 }
 
 fn received() -> MutexGuard<'static, Vec<Passed>> {
-    // Nothing panics while the lock is held.
-    RECEIVED.lock().unwrap_or_else(PoisonError::into_inner)
+    RECEIVED.lock()
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 //! own payload.
 
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
+use parking_lot::Mutex;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::{GuestConfig, TrackingMethod};
 
@@ -167,7 +168,7 @@ impl Engine for KvmGuest {
         let workload = &self.config.workload;
         let (key, percent) = (workload.key, workload.incompressible_percent);
         let pattern = Pattern::new(key, percent);
-        let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vcpu = self.vcpu.lock();
         let set = vcpu.devices.set;
         boot::load_memory(&self.memory, &set, key, percent, &pattern);
         fill_memory(&self.memory, &set, &pattern);
@@ -200,7 +201,7 @@ impl Engine for KvmGuest {
     }
 
     fn save(&mut self) -> Result<Sections, Fault> {
-        let vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let vcpu = self.vcpu.lock();
         let mut sections = Sections::default();
         let cpuid = vcpu
             .cpuid
@@ -218,7 +219,7 @@ impl Engine for KvmGuest {
     }
 
     fn load(&mut self, mut sections: Sections) -> Result<(), Fault> {
-        let mut guard = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.vcpu.lock();
         let Vcpu { fd, cpuid, devices } = &mut *guard;
         state::load_machine(&self.vm, &mut sections)?;
         *cpuid = Some(state::load_vcpu(&self.kvm, fd, &mut sections)?);

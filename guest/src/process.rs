@@ -3,9 +3,10 @@
 //! Used where /dev/kvm is not available, and in benchmarks, since it dirties memory as fast as the
 //! host can copy. It stops only between two pages, so it never has a page in progress.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::{GuestConfig, TrackingMethod};
 
@@ -92,7 +93,7 @@ impl ProcessGuest {
 
 impl Engine for ProcessGuest {
     fn boot(&mut self) -> Result<(), Fault> {
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worker = self.worker.lock();
         fill_memory(&worker.memory, &worker.set, &worker.pattern);
         worker.counters = Counters {
             write_count: worker.set.page_count,
@@ -112,7 +113,7 @@ impl Engine for ProcessGuest {
     }
 
     fn save(&mut self) -> Result<Sections, Fault> {
-        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker = self.worker.lock();
         let mut sections = Sections::default();
         let counters = Counters {
             credit_micropages: worker.pacer.credit_micropages(),
@@ -123,7 +124,7 @@ impl Engine for ProcessGuest {
     }
 
     fn load(&mut self, mut sections: Sections) -> Result<(), Fault> {
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worker = self.worker.lock();
         let set = worker.set;
         let counters = Counters::take(&set, &mut worker.console, &mut sections)?;
         sections.finish()?;
@@ -188,7 +189,7 @@ const fn progress_of(counters: &Counters) -> Progress {
 /// The guest's thread.
 fn run(runner: &Runner, worker: &Mutex<Worker>) {
     while runner.wait_for_start() {
-        let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worker = worker.lock();
         let outcome = worker.run_until_stopped(runner);
         let progress = progress_of(&worker.counters);
         // Release the lock before the report: whoever learns that the guest is parked may take the

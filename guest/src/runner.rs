@@ -6,9 +6,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::PageInProgress;
 
@@ -176,10 +176,7 @@ impl Runner {
         // An unbounded wait is right: a guest waits for as long as nobody runs it, and the process
         // can still end.
         while control.wanted == Wanted::Parked {
-            control = self
-                .changed
-                .wait(control)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut control);
         }
         if control.wanted == Wanted::Gone {
             return false;
@@ -208,10 +205,7 @@ impl Runner {
                 return Woken::Due;
             }
             let left = Duration::from_nanos(left_ns);
-            control = match self.changed.wait_timeout(control, left) {
-                Ok((control, _)) => control,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
+            self.changed.wait_for(&mut control, left);
         }
     }
 
@@ -238,7 +232,7 @@ impl Runner {
     /// Runs the thread's work. If it panics, that is reported as a crash of the guest, so that
     /// nobody waits for a thread that is gone.
     pub(crate) fn guard(&self, work: impl FnOnce(&Self)) {
-        // The thread's shared state is behind locks, and locks are taken even if poisoned.
+        // The thread's shared state is behind locks, which a panic lets go of.
         let ended = catch_unwind(AssertUnwindSafe(|| work(self)));
         if let Err(panic) = ended {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -252,7 +246,7 @@ impl Runner {
 
     fn lock(&self) -> MutexGuard<'_, Control> {
         // Every change under the lock is a single assignment, so a panic leaves nothing half done.
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+        self.control.lock()
     }
 
     fn wait_while<'a>(
@@ -267,10 +261,7 @@ impl Runner {
             if left.is_zero() {
                 break;
             }
-            control = match self.changed.wait_timeout(control, left) {
-                Ok((control, _)) => control,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
+            self.changed.wait_for(&mut control, left);
         }
         control
     }

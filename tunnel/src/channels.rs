@@ -18,9 +18,10 @@ mod trial;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use towpath_daemon::shutdown::{self, Shutdown, Trigger};
@@ -122,7 +123,7 @@ impl Started<'_> {
             self.channels.running().insert(name, Arc::new(new));
             if let Some(old) = old {
                 old.accepting.stop();
-                locked(&self.channels.leaving).push(old);
+                self.channels.leaving.lock().push(old);
             }
         }
     }
@@ -240,7 +241,7 @@ impl Channels {
 
     /// Replaces the book.
     fn turn(&self, book: &mut Book, next: Book) {
-        *locked(&self.pushed) = next.pushed();
+        *self.pushed.lock() = next.pushed();
         *book = next;
     }
 
@@ -366,12 +367,12 @@ impl Channels {
 
     /// Makes former listeners release an address that is wanted now.
     async fn clear(&self, listen: &Endpoint) {
-        let leaving = std::mem::take(&mut *locked(&self.leaving));
+        let leaving = std::mem::take(&mut *self.leaving.lock());
         for channel in leaving {
             if channel.listen == *listen || is_in_the_way(&channel.listen, listen) {
                 channel.vacate().await;
             } else if channel.is_listening() {
-                locked(&self.leaving).push(channel);
+                self.leaving.lock().push(channel);
             }
         }
     }
@@ -410,7 +411,7 @@ impl Channels {
             self.end_expired().await;
             self.have_back(core).await;
             self.open_late(core).await;
-            locked(&self.leaving).retain(|channel| channel.is_listening());
+            self.leaving.lock().retain(|channel| channel.is_listening());
             // The rest of the loop takes time too, and more on a busy machine, so ticks are not
             // exactly a second apart.
             let elapsed = measured.elapsed();
@@ -485,13 +486,8 @@ impl Channels {
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Channel>>> {
-        locked(&self.running)
+        self.running.lock()
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while one of these locks is held.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn now_unix() -> u64 {

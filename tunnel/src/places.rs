@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// The taken places, by key.
 #[derive(Debug)]
@@ -54,8 +56,7 @@ impl<K: Ord + Clone> Places<K> {
 
 impl<K: Ord> Places<K> {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<K, usize>> {
-        // Nothing panics while the lock is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

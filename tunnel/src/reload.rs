@@ -7,9 +7,10 @@
 //! channels that were pushed are not affected by the file.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Config;
@@ -63,8 +64,7 @@ impl Reloads {
     }
 
     fn last(&self) -> MutexGuard<'_, ConfigurationView> {
-        // Nothing panics while the lock is held.
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last.lock()
     }
 }
 

@@ -5,8 +5,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use towpath_daemon::lock::Lock;
 use towpath_protocol::fault::{Code, Fault};
 
@@ -114,12 +115,7 @@ impl Folder {
     pub(crate) fn replace(&self, name: &Path, bytes: &[u8]) -> Result<(), Fault> {
         let path = self.path.join(name);
         let written = {
-            // A poisoned lock is harmless: a failed write leaves nothing that the next one relies
-            // on.
-            let _alone = self
-                .replacing
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let _alone = self.replacing.lock();
             write_new(&path, bytes).map_err(|error| failed(&path, &error))
         };
         *self.problem_lock() = written.clone().err();
@@ -145,8 +141,7 @@ impl Folder {
     }
 
     fn problem_lock(&self) -> MutexGuard<'_, Option<Fault>> {
-        // Nothing panics while the lock is held.
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+        self.problem.lock()
     }
 }
 

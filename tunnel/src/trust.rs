@@ -23,10 +23,11 @@ pub(crate) mod standing;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant, SystemTime};
 
+use parking_lot::Mutex;
 use quinn::{Connection, Endpoint};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Notify, watch};
@@ -216,18 +217,18 @@ impl Trust {
 
     /// The identity in use.
     pub(crate) fn current(&self) -> Arc<Identity> {
-        Arc::clone(&lock(&self.live))
+        Arc::clone(&self.live.lock())
     }
 
     /// The identity in use and its generation, which changes whenever the identity does.
     pub(crate) fn now(&self) -> (Arc<Identity>, u64) {
-        let live = lock(&self.live);
+        let live = self.live.lock();
         (Arc::clone(&live), self.taken.load(Ordering::Relaxed))
     }
 
     /// Takes an identity into use.
     fn take(&self, identity: Identity) {
-        let mut live = lock(&self.live);
+        let mut live = self.live.lock();
         *live = Arc::new(identity);
         // While the lock is held: nobody can read one identity with the generation of the other.
         self.taken.fetch_add(1, Ordering::Relaxed);
@@ -235,7 +236,7 @@ impl Trust {
 
     /// The result of reading the files.
     pub(crate) fn reading(&self) -> Reading {
-        lock(&self.reading).clone()
+        self.reading.lock().clone()
     }
 
     /// How often changed files were taken into use, and how often they were refused.
@@ -252,7 +253,7 @@ impl Trust {
     /// Uses the files of this configuration from the next look on. Returns whether they differ from
     /// the current ones.
     pub(crate) fn follow(&self, files: &CertificatesConfig) -> bool {
-        let mut ours = lock(&self.files);
+        let mut ours = self.files.lock();
         let is_other = *ours != *files;
         ours.clone_from(files);
         is_other
@@ -306,9 +307,9 @@ impl Trust {
     /// Reads the files if they may have changed since the last look, if a retry is due, if they
     /// would give other authorities by now, or if `is_wish` is set.
     fn look(&self, is_wish: bool) -> Look {
-        let files = lock(&self.files).clone();
+        let files = self.files.lock().clone();
         let now = prints(&files);
-        let mut watched = lock(&self.watched);
+        let mut watched = self.watched.lock();
         let current = self.current();
         let time = SystemTime::now();
         let is_ended = current.has_other_authorities(time);
@@ -361,7 +362,7 @@ impl Trust {
             let detail = format!("the certificate names {now}, and this host is {ours}");
             Err(Fault::new(Code::Certificate, detail))
         });
-        let known = Arc::clone(&lock(&self.newest));
+        let known = Arc::clone(&self.newest.lock());
         let lists = |of: &Identity| match &files.crl {
             Some(crl) => of.load_revocations(crl, &known).map(Arc::new),
             None => Ok(Arc::default()),
@@ -392,12 +393,12 @@ impl Trust {
 
     /// Records the newest lists. They are used before they are on disk.
     fn keep_lists(&self, lists: &Arc<Revocations>) {
-        *lock(&self.newest) = Arc::clone(lists);
+        *self.newest.lock() = Arc::clone(lists);
         self.remembered.note_lists(lists);
     }
 
     fn note(&self, fault: &Fault) {
-        let mut reading = lock(&self.reading);
+        let mut reading = self.reading.lock();
         if reading.problem.as_ref() == Some(fault) {
             return;
         }
@@ -417,7 +418,7 @@ impl Trust {
 
     /// Whether the files hold a list older than the newest known one, which stays in use.
     pub(crate) fn is_rolled_back(&self) -> bool {
-        let problem = &lock(&self.reading).problem;
+        let problem = &self.reading.lock().problem;
         problem
             .as_ref()
             .is_some_and(|fault| fault.code == Code::CrlRollback)
@@ -457,7 +458,7 @@ impl Trust {
     }
 
     fn clear_problem(&self) {
-        lock(&self.reading).problem = None;
+        self.reading.lock().problem = None;
     }
 }
 
@@ -613,7 +614,7 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     for (peer, clients) in core.peers.values().zip(clients) {
         peer.set_clients(Some(clients));
     }
-    *lock(&core.trust.reading) = Reading {
+    *core.trust.reading.lock() = Reading {
         problem: None,
         since: Some(SystemTime::now()),
     };
@@ -701,11 +702,6 @@ fn is_young(prints: &[Print], now: SystemTime) -> bool {
         let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         now.duration_since(changed).is_ok_and(|age| age <= YOUNG)
     })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while the lock is held.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

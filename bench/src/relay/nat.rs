@@ -13,7 +13,7 @@ use rustix::fd::OwnedFd;
 use rustix::time::Timespec;
 
 use super::line::Line;
-use super::{Door, Shared, Side, Wishes, lock};
+use super::{Door, Shared, Side, Wishes};
 
 /// Most source addresses translated at a time; beyond that the oldest is forgotten.
 const FLOWS_MAX: usize = 256;
@@ -157,7 +157,7 @@ impl Engine {
         let mut count = [0; 8];
         // The count does not matter: all requested settings are in one place.
         let _ = rustix::io::read(&self.shared.wake, &mut count);
-        let wishes = lock(&self.shared.wishes).clone();
+        let wishes = self.shared.wishes.lock().clone();
         let now = self.now();
         for (index, line) in self.lines.iter_mut().enumerate() {
             line.set(wishes.directions[index]);
@@ -173,7 +173,7 @@ impl Engine {
 
     fn publish(&self) {
         for (line, counters) in self.lines.iter().zip(&self.shared.counters) {
-            *lock(counters) = line.counters();
+            *counters.lock() = line.counters();
         }
     }
 

@@ -46,7 +46,7 @@ fn running() -> Runner {
 /// Runs the vCPU to its next device access and stops it there.
 fn run_to_next_access(guest: &KvmGuest) {
     let runner = running();
-    let mut vcpu = guest.vcpu.lock().unwrap();
+    let mut vcpu = guest.vcpu.lock();
     assert!(vcpu.step_once(&runner), "the payload failed");
     // From here on, behave as if a stop was requested.
     runner.end(|| ());
@@ -88,7 +88,7 @@ fn moved_at_every_device_access_nothing_is_lost_or_done_twice() {
 }
 
 fn assert_all_pages_right(guest: &KvmGuest) {
-    let progress = guest.vcpu.lock().unwrap().progress();
+    let progress = guest.vcpu.lock().progress();
     assert_eq!(progress.page_in_progress, None, "it stands at a device");
     let workload = config().workload;
     let pattern = Pattern::new(workload.key, workload.incompressible_percent);

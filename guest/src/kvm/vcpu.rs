@@ -1,11 +1,11 @@
 //! The vCPU's thread and the devices it accesses.
 
 use std::cell::Cell;
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use parking_lot::Mutex;
 use towpath_protocol::guest_api::PageInProgress;
 
 use super::payload::{DEVICES_PHYSICAL, EPOCH, REPORT, SERIAL, TICK, TICK_AGAIN, report_text};
@@ -275,7 +275,7 @@ pub(super) fn install_kick() -> std::io::Result<()> {
 /// The vCPU's thread.
 pub(super) fn run(runner: &Runner, vcpu: &Mutex<Vcpu>) {
     while runner.wait_for_start() {
-        let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vcpu = vcpu.lock();
         IMMEDIATE_EXIT.set(&raw mut vcpu.fd.get_kvm_run().immediate_exit);
         let result = vcpu.run_until_stopped(runner);
         IMMEDIATE_EXIT.set(std::ptr::null_mut());

@@ -1,7 +1,6 @@
 //! Finds out whether guests of kind `kvm` can be created on this host.
 
-use std::sync::{Mutex, PoisonError};
-
+use parking_lot::Mutex;
 use towpath_protocol::fault::Fault;
 use tracing::warn;
 
@@ -30,12 +29,12 @@ impl Kvm {
         if let Some(fault) = &fault {
             warn!(%fault, "guests of kind kvm cannot be made here");
         }
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+        *self.fault.lock() = fault;
     }
 
     /// Why KVM cannot be used, if it cannot.
     pub(super) fn missing_reason(&self) -> Option<String> {
-        let known = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.fault.lock();
         known
             .as_ref()
             .map(|fault| fault.detail.clone())

@@ -28,10 +28,7 @@ impl Store {
     /// If the name does not end with `.json`: such a file would never be removed.
     pub fn keep_incident(&self, name: &str, content: &[u8]) -> Result<(), Fault> {
         assert!(name.ends_with(ENDING), "{name} is no incident's name");
-        let folder = self
-            .incidents
-            .lock()
-            .expect("nothing panics while it holds the incidents");
+        let folder = self.incidents.lock();
         let kept = kept(&folder)?;
         let count = (kept.len() + 1).saturating_sub(INCIDENT_COUNT_MAX);
         kept.iter()

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::{MutexGuard, PoisonError};
 
+use parking_lot::MutexGuard;
 use rustix::fs::OFlags;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{GuestId, HostIdentity};
@@ -236,8 +236,7 @@ impl Store {
     }
 
     fn lock_kept(&self) -> MutexGuard<'_, Kept> {
-        // The folder handles stay valid even if a holder of the lock panicked.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 }
 

@@ -10,7 +10,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
 use super::book::{Change, Origin};
-use super::{Channel, ChannelSpec, Channels, Started, is_in_the_way, locked, now_unix, start};
+use super::{Channel, ChannelSpec, Channels, Started, is_in_the_way, now_unix, start};
 use crate::core::Core;
 use crate::operators::status::ChannelOrigin;
 
@@ -238,13 +238,13 @@ impl Channels {
         let named = configured
             .iter()
             .map(|spec| (spec.name.clone(), spec.clone()));
-        *locked(&self.configured) = named.collect();
+        *self.configured.lock() = named.collect();
     }
 
     /// Returns whether a channel is configured, pushed, or pushed in place of a configured one.
     pub(crate) fn origin(&self, name: &Name) -> ChannelOrigin {
-        let is_pushed = locked(&self.pushed).contains_key(name);
-        let is_configured = locked(&self.configured).contains_key(name);
+        let is_pushed = self.pushed.lock().contains_key(name);
+        let is_configured = self.configured.lock().contains_key(name);
         match (is_pushed, is_configured) {
             (false, _) => ChannelOrigin::Configured,
             (true, false) => ChannelOrigin::Pushed,
@@ -255,8 +255,8 @@ impl Channels {
     /// Returns configured channels that were closed by hand.
     pub(crate) fn closed_by_hand(&self) -> Vec<Name> {
         let (pushed, configured): (BTreeMap<_, _>, _) = {
-            let pushed = locked(&self.pushed).clone();
-            (pushed, locked(&self.configured))
+            let pushed = self.pushed.lock().clone();
+            (pushed, self.configured.lock())
         };
         let is_closed = |name: &&Name| pushed.get(*name) == Some(&false);
         configured.keys().filter(is_closed).cloned().collect()
@@ -270,7 +270,7 @@ impl Channels {
     /// expired, `E_IO` if the address cannot be bound or the change cannot be saved; then nothing
     /// has changed.
     pub(crate) async fn reset(&self, core: &Arc<Core>, name: &Name) -> Result<(), Fault> {
-        let named = locked(&self.configured).get(name).cloned();
+        let named = self.configured.lock().get(name).cloned();
         let spec = named.map(Arc::new).ok_or_else(|| {
             let detail = format!("the configuration names no channel {name}");
             let remedy =

@@ -1,9 +1,10 @@
 //! Counters and the condition of a channel.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use towpath_protocol::fault::Fault;
 
 use crate::path::estimate::scaled;
@@ -37,15 +38,12 @@ struct Failing {
 
 impl Figures {
     pub(crate) fn set_error(&self, fault: &Fault) {
-        let last = &self.last_error;
-        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
+        *self.last_error.lock() = Some(fault.to_string());
     }
 
     /// Whether the last error was this one.
     pub(crate) fn is_last_error(&self, fault: &Fault) -> bool {
-        let last = self.last_error.lock();
-        let last = last.unwrap_or_else(PoisonError::into_inner);
-        last.as_deref() == Some(&*fault.to_string())
+        self.last_error.lock().as_deref() == Some(&*fault.to_string())
     }
 
     /// Notes the result of an opening over a link. After a failure the channel counts as not
@@ -84,8 +82,7 @@ impl Figures {
     }
 
     fn failing_now(&self) -> MutexGuard<'_, Option<Failing>> {
-        // Nothing panics while the lock is held.
-        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.failing.lock()
     }
 
     /// Computes the rates since the previous counts, taken `elapsed` ago; returns the present

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use quinn::{RecvStream, SendStream};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -82,8 +83,7 @@ impl Reports {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing panics while the lock is held.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 
@@ -146,8 +146,7 @@ impl News {
     }
 
     fn told(&self) -> MutexGuard<'_, PendingNews> {
-        // Nothing panics while the lock is held.
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        self.told.lock()
     }
 }
 

@@ -7,10 +7,11 @@ mod wishes;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant as StdInstant};
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionStats, RecvStream, SendStream, VarInt};
 use rustls::NamedGroup;
@@ -303,9 +304,7 @@ impl Link {
     }
 
     fn silent_since(&self) -> MutexGuard<'_, Option<StdInstant>> {
-        self.silent_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.silent_since.lock()
     }
 
     /// The smoothed round trip of the urgent connection.
@@ -333,15 +332,12 @@ impl Link {
 
     /// Keeps the control stream until the control task takes it.
     pub(crate) fn set_control(&self, control: (SendStream, RecvStream)) {
-        *self.control.lock().unwrap_or_else(PoisonError::into_inner) = Some(control);
+        *self.control.lock() = Some(control);
     }
 
     /// Takes the control stream; it is there once.
     pub(crate) fn take_control(&self) -> Option<(SendStream, RecvStream)> {
-        self.control
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.control.lock().take()
     }
 
     /// Counts a stream as carried by the given leg until the result is dropped.
@@ -380,18 +376,18 @@ impl Link {
 
     /// Records that another link has replaced this one, which ends once its streams have moved.
     pub(crate) fn retire(&self) {
-        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = Some(StdInstant::now());
+        *self.retired.lock() = Some(StdInstant::now());
     }
 
     /// Whether another link has replaced this one.
     pub(crate) fn is_retired(&self) -> bool {
-        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired = self.retired.lock();
         retired.is_some()
     }
 
     /// Makes a replaced link the link in use again, if it still works. Returns whether it does.
     pub(crate) fn reinstate(&self) -> bool {
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = self.retired.lock();
         let is_well = !self.is_ill();
         if is_well {
             *retired = None;
@@ -401,7 +397,7 @@ impl Link {
 
     fn close_if_retired(&self) {
         // The lock is held until the link is closed, so that it is not reinstated meanwhile.
-        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired = self.retired.lock();
         let time = if self.carried_count() == 0 {
             RETIREMENT_MIN
         } else {
@@ -472,11 +468,11 @@ impl Link {
     }
 
     fn cruise(&self) -> MutexGuard<'_, Cruise> {
-        self.cruise.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cruise.lock()
     }
 
     fn windows(&self) -> MutexGuard<'_, Windows> {
-        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+        self.windows.lock()
     }
 
     /// Reads the counters for the last time, and gives back the link's shares and windows.
@@ -488,7 +484,7 @@ impl Link {
 
     /// Bulk's estimate of the path, for the link that follows this one.
     pub(crate) fn learnt(&self) -> Option<PathMemory> {
-        *self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.learnt.lock()
     }
 
     /// Starts with the estimate of the link before this one.
@@ -699,7 +695,7 @@ impl Link {
     /// Gives urgent what bulk has learnt about the path, and sets the buffer sizes of both.
     fn share_estimate(&self, urgent: &DelayController, bulk: &Estimate) {
         if bulk.is_settled {
-            let mut learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut learnt = self.learnt.lock();
             *learnt = Some(PathMemory {
                 bytes_per_second: bulk.rate_bytes_per_second,
                 rtt: bulk.base_rtt,

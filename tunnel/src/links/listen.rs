@@ -8,9 +8,10 @@ mod gate;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use quinn::{
     Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, TransportErrorCode,
 };
@@ -349,8 +350,7 @@ impl Listener {
     }
 
     fn pending(&self) -> MutexGuard<'_, BTreeMap<(HostIdentity, LinkId), Pending>> {
-        // Nothing panics while the lock is held.
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock()
     }
 }
 

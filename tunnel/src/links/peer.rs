@@ -17,10 +17,11 @@ mod state;
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime};
 
 use governor::{DefaultDirectRateLimiter, Quota};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use towpath_certs::{Identity, Refusal, Rejections, tls};
 use towpath_forecast::moment::Moment;
@@ -233,7 +234,7 @@ impl Peer {
     ///
     /// `E_CERTIFICATE` while this host has no key that fits its certificate.
     pub(crate) fn clients(&self) -> Result<Clients, Fault> {
-        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let clients = self.clients.lock();
         clients.clone().ok_or_else(Identity::no_key)
     }
 
@@ -253,25 +254,25 @@ impl Peer {
 
     /// Uses these settings from the next attempt to dial.
     pub(crate) fn set_clients(&self, clients: Option<Clients>) {
-        *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
+        *self.clients.lock() = clients;
     }
 
     /// The shaping in force.
     pub(crate) fn shaped(&self) -> Arc<Shaped> {
-        Arc::clone(&self.shaping.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.shaping.lock())
     }
 
     /// Interprets timetables in this time zone from the next change of the shaping on.
     pub(crate) fn set_zone(&self, zone: &Zone) {
-        let mut ours = self.zone.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ours = self.zone.lock();
         ours.clone_from(zone);
     }
 
     /// Replaces the shaping rules, at once for the link that is up.
     pub(crate) fn set_shaping(&self, shaping: Shaping) {
-        let zone = self.zone.lock().unwrap_or_else(PoisonError::into_inner);
+        let zone = self.zone.lock();
         let shaped = Arc::new(Shaped::new(shaping, &zone));
-        *self.shaping.lock().unwrap_or_else(PoisonError::into_inner) = shaped;
+        *self.shaping.lock() = shaped;
         self.shape();
     }
 
@@ -422,7 +423,7 @@ impl Peer {
     }
 
     fn presumed(&self) -> MutexGuard<'_, Option<(HostIdentity, Terms)>> {
-        self.presumed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.presumed.lock()
     }
 
     /// Streams that wait for the peer: those without a carrier, and those on a link on which it is
@@ -438,7 +439,7 @@ impl Peer {
 
     /// How often the link was lost within [`health::RECENT`].
     pub(crate) fn recent_loss_count(&self) -> usize {
-        let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        let losses = self.losses.lock();
         let is_recent = |at: &&Instant| at.elapsed() < health::RECENT;
         losses.iter().filter(is_recent).count()
     }
@@ -446,7 +447,7 @@ impl Peer {
     fn note_loss(&self) {
         let count = &self.streams.tally.links_lost;
         count.fetch_add(1, Ordering::Relaxed);
-        let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut losses = self.losses.lock();
         if losses.len() == LOSS_COUNT_MAX {
             losses.pop_front();
         }
@@ -470,7 +471,7 @@ impl Peer {
         // Both locks are held at once, in the order used when links change places. So a link that
         // is just changing places is not missed.
         let state = self.state.borrow();
-        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired = self.retired.lock();
         let older = retired.iter().filter_map(Weak::upgrade);
         state.link.iter().cloned().chain(older).collect()
     }
@@ -494,7 +495,7 @@ impl Peer {
 
     /// The lost links that somebody still holds.
     fn lost(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = self.lost.lock();
         lost.retain(|link| link.strong_count() > 0);
         lost
     }
@@ -519,7 +520,7 @@ impl Peer {
     }
 
     fn failures(&self) -> MutexGuard<'_, Failures> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+        self.failures.lock()
     }
 
     /// Makes a new link the link in use, retires the link it replaces, and starts to watch the new
@@ -598,7 +599,7 @@ impl Peer {
     /// that their streams move.
     fn retire(&self, current: &Arc<Link>) {
         current.retire();
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = self.retired.lock();
         let is_kept = |link: &Arc<Link>| !link.is_over() && !Arc::ptr_eq(link, current);
         retired.retain(|link| link.upgrade().is_some_and(|link| is_kept(&link)));
         retired.push(Arc::downgrade(current));
@@ -616,7 +617,7 @@ impl Peer {
     }
 
     fn known(&self) -> MutexGuard<'_, Option<PathMemory>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     /// Checks whether a new link may replace the current one.
@@ -644,7 +645,7 @@ impl Peer {
     }
 
     fn rivals(&self) -> MutexGuard<'_, Rivals> {
-        self.rivals.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rivals.lock()
     }
 
     /// The message to show while two tunnels use the peer's identity.
@@ -743,7 +744,7 @@ impl Peer {
         if lost.is_farewell() {
             return None;
         }
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = self.retired.lock();
         let link = retired
             .iter()
             .rev()

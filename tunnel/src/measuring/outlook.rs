@@ -8,10 +8,11 @@ mod files;
 mod views;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_forecast::count::{precise, whole};
@@ -163,7 +164,7 @@ impl Outlook {
         direction: Direction,
         what: impl FnOnce(&Forecaster) -> T,
     ) -> Option<T> {
-        let known = lock(self.peers.get(site)?);
+        let known = self.peers.get(site)?.lock();
         known
             .forecasters
             .as_ref()
@@ -173,7 +174,7 @@ impl Outlook {
     /// Records the path's capacity as found by a probe.
     pub(crate) fn note_probe(&self, site: &Name, bytes_per_second: u64) {
         if let Some(known) = self.peers.get(site) {
-            lock(known).probed = Some(bytes_per_second);
+            known.lock().probed = Some(bytes_per_second);
         }
     }
 
@@ -187,7 +188,7 @@ impl Outlook {
             Forecaster::new(self.zone.clone(), history)
         });
         if let Some(known) = self.peers.get(site) {
-            lock(known).forecasters = Some(made);
+            known.lock().forecasters = Some(made);
         }
     }
 
@@ -206,11 +207,11 @@ impl Outlook {
                 continue;
             };
             let again = Forecaster::new(self.zone.clone(), history);
-            if let Some(forecasters) = &mut lock(known).forecasters {
+            if let Some(forecasters) = &mut known.lock().forecasters {
                 forecasters[direction as usize].follow(again);
             }
         }
-        lock(known).is_learning = false;
+        known.lock().is_learning = false;
     }
 
     /// Writes a peer's history.
@@ -233,7 +234,7 @@ impl Outlook {
         let Some(known) = self.peers.get(&peer.site) else {
             return false;
         };
-        let known = &mut *lock(known);
+        let known = &mut *known.lock();
         let [mut send, receive] = sample(peer, &mut known.seen);
         let mut seconds = LOOK_SECONDS;
         if let Some(rate) = known.probed.take() {
@@ -269,11 +270,6 @@ impl PeerHistory {
         self.is_learning |= has_to;
         has_to
     }
-}
-
-fn lock(known: &Mutex<PeerHistory>) -> MutexGuard<'_, PeerHistory> {
-    // A forecaster is consistent between any two calls, so poisoning is harmless.
-    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Samples the last second, by direction.
@@ -504,7 +500,7 @@ mod tests {
         };
         outlook.load(&site);
         let has_to_learn = |now: u64| {
-            let known = &mut *lock(&outlook.peers[&site]);
+            let known = &mut *outlook.peers[&site].lock();
             for forecaster in known.forecasters.iter_mut().flatten() {
                 let now = Moment::from_unix_seconds(1_780_272_000 + now);
                 forecaster.observe(now, Sample::Capacity(1e6), 60);

@@ -1,9 +1,10 @@
 //! The last hour of each link for the status page: bytes sent and received, every twenty seconds.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{MissedTickBehavior, interval};
 use towpath_daemon::shutdown::Shutdown;
 
@@ -56,8 +57,7 @@ impl Recent {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // A point is consistent between any two calls.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

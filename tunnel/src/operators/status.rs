@@ -3,8 +3,8 @@
 mod view;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustls::NamedGroup;
@@ -141,7 +141,6 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
     let peer = core.peers.get(&spec.peer);
     let verdict = peer.map(|peer| verdict(peer));
     let link = peer.and_then(|peer| peer.state().link);
-    let last_error = figures.last_error.lock();
     let (state, reason) = match (channel.why_silent(), verdict) {
         (Some(why), _) => (ChannelState::Down, why),
         (None, Some(verdict)) => match figures.failing() {
@@ -164,7 +163,7 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
         connections: of(&figures.connections),
         connections_total: of(&figures.connections_total),
         errors: of(&figures.errors),
-        last_error: last_error.unwrap_or_else(PoisonError::into_inner).clone(),
+        last_error: figures.last_error.lock().clone(),
         open_us: of(&figures.open_us),
         rtt_us: link.map_or(0, |link| micros(link.rtt_of(spec.class.leg()))),
         sent_bytes: of(&figures.meter.sent),

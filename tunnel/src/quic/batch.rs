@@ -16,9 +16,10 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
+use parking_lot::{Mutex, MutexGuard};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
@@ -170,8 +171,7 @@ impl Way {
 
 impl Shared {
     fn held(&self) -> MutexGuard<'_, HeldBatch> {
-        // Nothing panics while the lock is held.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Sends a batch in parts that the kernel accepts.
@@ -259,8 +259,7 @@ impl AsyncUdpSocket for Batched {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let arrivals = &self.0.arrivals;
-        // Nothing panics while the lock is held, and nothing else takes it.
-        let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut arrivals = arrivals.lock();
         arrivals.poll(&*self.0.socket, context, (buffers, meta))
     }
 
@@ -320,11 +319,8 @@ mod tests {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             let sent = (transmit.contents.len(), transmit.segment_size);
-            self.batches.lock().unwrap().push(sent);
-            self.bytes
-                .lock()
-                .unwrap()
-                .extend_from_slice(transmit.contents);
+            self.batches.lock().push(sent);
+            self.bytes.lock().extend_from_slice(transmit.contents);
             Ok(())
         }
 
@@ -348,7 +344,7 @@ mod tests {
 
     impl Sent {
         fn take(&self) -> Vec<(usize, Option<usize>)> {
-            std::mem::take(&mut *self.batches.lock().unwrap())
+            std::mem::take(&mut *self.batches.lock())
         }
     }
 
@@ -433,7 +429,7 @@ mod tests {
         assert!(turn(&mut sweep).is_pending());
         assert!(turn(&mut sweep).is_pending());
         assert_eq!(sent.take(), []);
-        assert!(*sent.bytes.lock().unwrap() == all, "in order and once");
+        assert!(*sent.bytes.lock() == all, "in order and once");
     }
 
     #[test]

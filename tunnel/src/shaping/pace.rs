@@ -7,10 +7,11 @@
 //! when its own bytes are granted.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use towpath_protocol::channel::Class;
 use towpath_protocol::rate::Rate;
@@ -170,8 +171,7 @@ impl Pacer {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the lock is held, and a shaper is consistent between any two calls.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -241,8 +241,7 @@ impl Pace {
     }
 
     fn unseen(&self) -> MutexGuard<'_, [Unseen; 2]> {
-        // Nothing panics while the lock is held.
-        self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unseen.lock()
     }
 }
 

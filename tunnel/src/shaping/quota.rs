@@ -1,9 +1,9 @@
 //! The cap of one channel or service, over all its streams and links.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as StdInstant};
 
+use parking_lot::{Mutex, MutexGuard};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
@@ -117,7 +117,6 @@ impl Quota {
     }
 
     fn state(&self) -> MutexGuard<'_, Option<State>> {
-        // Nothing panics while it is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }

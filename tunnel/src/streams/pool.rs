@@ -4,9 +4,10 @@
 //! buffer's. So there are small buffers too, for a tail with little room, and a read that fills
 //! less than half of its buffer is copied out.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::shaping::turns::PIECE_BYTES;
 
@@ -51,8 +52,7 @@ impl Pool {
 
     fn kept(&self, size_bytes: usize) -> MutexGuard<'_, Vec<Box<[u8]>>> {
         let kept = &self.0[usize::from(size_bytes == BUFFER_BYTES)];
-        // Nothing panics while the lock is held.
-        kept.lock().unwrap_or_else(PoisonError::into_inner)
+        kept.lock()
     }
 }
 

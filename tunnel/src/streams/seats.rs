@@ -13,8 +13,9 @@
 //! take all of them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use towpath_protocol::channel::{Class, Leg};
 use towpath_protocol::identity::Name;
@@ -183,8 +184,7 @@ impl Open {
     }
 
     fn seated(&self) -> MutexGuard<'_, Seated> {
-        // Nothing panics while the lock is held.
-        self.seated.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seated.lock()
     }
 }
 

@@ -5,9 +5,10 @@
 //! link.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc, watch};
 use towpath_protocol::channel::{Class, Leg, LinkId, Received, RunId, StreamId};
 use towpath_protocol::fault::{Code, Fault};
@@ -116,8 +117,7 @@ pub(crate) struct Stream {
 
 impl Stream {
     pub(crate) fn out(&self) -> MutexGuard<'_, Outgoing> {
-        // Nothing panics while the lock is held.
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+        self.out.lock()
     }
 
     /// Registers that it has bytes to send over a link, until the result is dropped.
@@ -425,8 +425,7 @@ impl Streams {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while the lock is held.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

@@ -6,9 +6,9 @@
 //! the whole host, never for a peer.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::{Mutex, MutexGuard};
 use quinn::{Connection, ConnectionError, FrameStats, TransportErrorCode};
 use towpath_certs::{Refusal, Rejection};
 use towpath_protocol::fault::{Code, Fault};
@@ -289,8 +289,7 @@ impl LastRefused {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Refused>> {
-        // Nothing panics while the lock is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -13,9 +13,10 @@
 //!
 //! The side that dialled makes the new link. Streams move over to it without noticing.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use towpath_certs::{Identity, view};
 use towpath_protocol::channel::Leg;
@@ -96,7 +97,7 @@ impl Papers {
 
     /// Judges the certificates again if the identity in use has changed.
     fn judge(&self, link: &Link, (identity, generation): (&Identity, u64)) -> Judged {
-        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut judged = self.judged.lock();
         if judged.generation != Some(generation) {
             let standing = self.standing(link, identity);
             let is_foreign = standing == Standing::Foreign;

@@ -1,6 +1,5 @@
 //! What a link measures each second, and its recent trouble.
 
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use quinn::ConnectionStats;
@@ -64,7 +63,7 @@ pub(super) struct Totals {
 impl Link {
     /// The last measurements.
     pub(crate) fn measured(&self) -> Measured {
-        *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.measured.lock()
     }
 
     /// Counts the packets sent and lost since the last call.
@@ -102,7 +101,7 @@ impl Link {
 
     /// The trouble within [`health::SHOWN`].
     pub(crate) fn trouble(&self) -> Trouble {
-        let mut trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = *self.trouble.lock();
         let is_over = |at: Option<Instant>| at.is_none_or(|at| at.elapsed() > health::SHOWN);
         if is_over(trouble.lost_at) {
             trouble.lost_per_million = 0;
@@ -115,7 +114,7 @@ impl Link {
 
     fn note_trouble(&self, lost_per_million: u64, packets: u64) {
         let queue = self.estimate().queue_delay;
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = self.trouble.lock();
         if packets >= health::PACKETS_MIN && lost_per_million >= health::LOSS_PER_MILLION {
             trouble.lost_per_million = lost_per_million;
             trouble.lost_at = Some(Instant::now());
@@ -173,7 +172,7 @@ impl Link {
         let packets_sent = legs[0].1 + legs[1].1;
         measured.lost_per_million = per_million(legs[0].0 + legs[1].0, packets_sent);
         self.note_trouble(measured.lost_per_million, packets_sent);
-        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+        *self.measured.lock() = measured;
     }
 }
 

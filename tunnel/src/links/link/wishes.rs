@@ -1,8 +1,8 @@
 //! The caps on what a link sends, ours and the peer's, and the peer's reports about its path.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use towpath_protocol::channel::PathReport;
 use towpath_protocol::rate::Rate;
 
@@ -52,11 +52,11 @@ impl Link {
 
     /// The most that the peer wants to receive.
     pub(crate) fn wanted_rate(&self) -> Option<Rate> {
-        locked(&self.wishes.caps).theirs
+        self.wishes.caps.lock().theirs
     }
 
     fn change_caps(&self, change: impl FnOnce(&mut Caps)) -> bool {
-        let mut caps = locked(&self.wishes.caps);
+        let mut caps = self.wishes.caps.lock();
         change(&mut caps);
         let rate = least(caps.ours, caps.theirs);
         let is_another = self.pace.rate() != rate;
@@ -69,25 +69,25 @@ impl Link {
     /// Records the peer's report of what it wants to receive, and what its path to us carries. The
     /// newest cap applies from the next tick on, so that any number of reports costs little.
     pub(crate) fn hear_of_path(&self, report: &PathReport) {
-        *locked(&self.wishes.said) = Some(PeerCap(report.receive_rate_max.map(Rate::clamped)));
+        *self.wishes.said.lock() = Some(PeerCap(report.receive_rate_max.map(Rate::clamped)));
         if let Some(bytes) = report.filled_bytes_per_second {
             let bytes = Rate::clamped(bytes).bytes_per_second();
             let filled = Some((Instant::now(), bytes));
-            *locked(&self.wishes.filled) = filled;
+            *self.wishes.filled.lock() = filled;
         }
     }
 
     /// Applies the peer's newest cap, if there is a new one. Returns whether the effective cap
     /// changed.
     pub(super) fn heed(&self) -> bool {
-        let said = locked(&self.wishes.said).take();
+        let said = self.wishes.said.lock().take();
         said.is_some_and(|PeerCap(theirs)| self.change_caps(|caps| caps.theirs = theirs))
     }
 
     /// Rate that the peer's path to us carried recently, if the path was the limit. The receiver
     /// alone cannot know whether it was.
     pub(crate) fn take_filled(&self) -> Option<u64> {
-        let (at, bytes_per_second) = locked(&self.wishes.filled).take()?;
+        let (at, bytes_per_second) = self.wishes.filled.lock().take()?;
         (at.elapsed() < FILLED_TIME).then_some(bytes_per_second)
     }
 }
@@ -98,9 +98,4 @@ pub(crate) fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
         (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
         (one, other) => one.or(other),
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while the lock is held.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,10 +8,11 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use governor::{DefaultKeyedRateLimiter, Quota};
+use parking_lot::Mutex;
 
 use crate::places::{Place, Places};
 use crate::trust::dropped::DropReason;
@@ -88,7 +89,7 @@ impl Gate {
         missing: impl FnOnce() -> usize,
     ) -> Verdict {
         let source = source_of(address);
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = self.spare.lock();
         spare.look(now, missing);
         let (all, here) = self.places.taken(&source);
         if all >= COUNT_MAX || here >= spare.per_source() {

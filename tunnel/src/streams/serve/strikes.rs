@@ -1,7 +1,8 @@
 //! Counts a peer's streams without a complete preamble: several within a minute end the link. Pure.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Streams without a complete preamble within [`COUNTED_TIME`] that cost a peer its link (T16).
 const COUNT_MAX: usize = 3;
@@ -17,8 +18,7 @@ pub(super) struct Strikes(Mutex<[Option<Instant>; COUNT_MAX]>);
 impl Strikes {
     /// Adds a strike; returns whether the link must end.
     pub(super) fn add(&self, now: Instant) -> bool {
-        // Nothing panics while the lock is held.
-        let mut strikes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut strikes = self.0.lock();
         strikes.rotate_right(1);
         strikes[0] = Some(now);
         let is_fresh = |at: &Option<Instant>| {
