@@ -269,7 +269,7 @@ impl Copy<'_> {
         mut stopped: Pin<&mut impl Future<Output = Result<Option<VarInt>, StoppedError>>>,
     ) -> Result<(), Break> {
         let mut is_acknowledged = false;
-        while !side.is_heard(self.stream) {
+        while !side.is_heard(self.stream, is_deaf) {
             let heard = timeout(self.settings.stall, self.stream.acknowledged.notified());
             tokio::select! {
                 heard = heard => {
@@ -472,6 +472,11 @@ impl Copy<'_> {
         local: &mut (impl AsyncWrite + Unpin),
         (side, is_deaf): (&mut Inward, &AtomicBool),
     ) -> Result<(), Break> {
+        let handed = side.offsets.handed();
+        if handed.bytes > 0 || handed.is_ended {
+            // The last report may have been lost with an earlier carrier's link.
+            self.link.reports.note(self.stream.id, handed, false);
+        }
         loop {
             // A program may pause reading for as long as it likes, and the other direction may have
             // ended; then nothing else notices that the link is over. What the program took by then
@@ -520,7 +525,12 @@ impl Copy<'_> {
                         is_deaf.store(true, Ordering::Relaxed);
                         continue;
                     }
-                    Err(fault) => return Err(fault),
+                    Err(fault) => {
+                        if fault.code == Code::Gone {
+                            self.until_handed().await;
+                        }
+                        return Err(fault);
+                    }
                 }
             };
             side.let_go(written);
@@ -538,6 +548,17 @@ impl Copy<'_> {
             self.link.reports.note(self.stream.id, received, is_urgent);
         }
         Ok(())
+    }
+
+    /// Waits until the peer's program has everything that the program here sent, for as long as
+    /// the peer goes on reporting.
+    async fn until_handed(self) {
+        while !self.stream.out().is_handed() {
+            let heard = timeout(self.settings.stall, self.stream.acknowledged.notified()).await;
+            if heard.is_err() && !self.link.is_ill() {
+                return;
+            }
+        }
     }
 
     async fn write_local(
@@ -591,7 +612,7 @@ impl Copy<'_> {
             if !side.read.is_empty() {
                 self.count(side, u64::MAX);
             }
-            if side.is_heard(self.stream) {
+            if side.is_heard(self.stream, is_deaf) {
                 return side.verdict(is_deaf);
             }
             let is_full =
@@ -625,10 +646,15 @@ impl Outward {
         self.failed.is_some() || stream.out().is_ended()
     }
 
-    /// Whether the peer has everything that will ever be sent.
-    fn is_heard(&self, stream: &Stream) -> bool {
+    /// Whether the peer has everything that will ever be sent. If the stream is then cut off, the
+    /// peer's program must have it: the cut discards everything that is still on its way to it.
+    fn is_heard(&self, stream: &Stream, is_deaf: &AtomicBool) -> bool {
         let out = stream.out();
-        out.is_done() || (self.failed.is_some() && out.held_bytes() == 0)
+        let has_failed = self.failed.is_some();
+        match has_failed || is_deaf.load(Ordering::Relaxed) {
+            true => (has_failed || out.is_ended()) && out.is_handed(),
+            false => out.is_done(),
+        }
     }
 
     /// How the stream ends, once the peer has everything.

@@ -14,7 +14,8 @@
 //!
 //! `acknowledged <= handed <= taken <= sent` over one connection, and the tail holds every byte
 //! from `acknowledged` to `sent`. A resume raises `acknowledged` to `taken`: the other side's
-//! tunnel has those bytes, and they are not sent again.
+//! tunnel has those bytes, and they are not sent again. Its program may not have them yet, so a
+//! stream that is to be cut off behind its last byte waits for a report of `handed`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -39,12 +40,16 @@ const GATHERED_BYTES: usize = 16 * 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     acknowledged: u64,
+    /// Bytes that the other side's program has, according to the reports.
+    handed: u64,
     tail: VecDeque<Bytes>,
     /// Small pieces after the end of `tail`.
     gathered: BytesMut,
     held: Held,
     is_ended: bool,
     is_end_acknowledged: bool,
+    /// Whether the other side's program has the end, according to the reports.
+    is_end_handed: bool,
 }
 
 impl Outgoing {
@@ -102,6 +107,14 @@ impl Outgoing {
         self.is_end_acknowledged
     }
 
+    /// Whether the other side's program has everything that was sent, and the end if there was one.
+    pub(crate) const fn is_handed(&self) -> bool {
+        match self.is_ended {
+            true => self.is_end_handed,
+            false => self.handed == self.sent(),
+        }
+    }
+
     /// Bytes that the other side has not reported.
     pub(crate) const fn held_bytes(&self) -> u64 {
         self.held.bytes
@@ -122,12 +135,23 @@ impl Outgoing {
         self.acknowledged + self.held.bytes
     }
 
-    /// Records what the other side has; returns whether that was news.
+    /// Records a report of what the other side's program has; returns whether that was news.
     ///
     /// # Errors
     ///
     /// `E_RANGE` if it claims bytes that were never sent.
     pub(crate) fn acknowledge(&mut self, received: Received) -> Result<bool, Fault> {
+        let is_taken_news = self.note_taken(received)?;
+        // A report may be older than one that came over another connection.
+        let is_more = received.bytes > self.handed;
+        let is_handed_news = is_more || (received.is_ended && !self.is_end_handed);
+        self.handed = self.handed.max(received.bytes);
+        self.is_end_handed |= received.is_ended;
+        Ok(is_taken_news || is_handed_news)
+    }
+
+    /// Records what the other side's tunnel has; returns whether that was news.
+    fn note_taken(&mut self, received: Received) -> Result<bool, Fault> {
         let sent = self.sent();
         let is_whole = received.bytes == sent && self.is_ended;
         if received.bytes > sent || (received.is_ended && !is_whole) {
@@ -144,7 +168,6 @@ impl Outgoing {
         }
         let mut is_news = received.is_ended && !self.is_end_acknowledged;
         self.is_end_acknowledged |= received.is_ended;
-        // A report may be older than one that came over another connection.
         if received.bytes > self.acknowledged {
             self.release(received.bytes - self.acknowledged);
             is_news = true;
@@ -183,7 +206,7 @@ impl Outgoing {
             let detail = format!("the peer has {bytes} bytes and had {known}");
             return Err(Fault::new(Code::Range, detail));
         }
-        self.acknowledge(received)?;
+        self.note_taken(received)?;
         self.close_gathered();
         Ok(self.tail.clone())
     }
@@ -264,15 +287,22 @@ impl Incoming {
         }
     }
 
+    /// What the local program has.
+    pub(crate) const fn handed(&self) -> Received {
+        Received {
+            bytes: self.handed,
+            is_ended: self.is_ended && self.handed == self.taken,
+        }
+    }
+
     /// What to report now, which is what the local program has, and whether to do so at once.
     pub(crate) const fn report(&mut self) -> (Received, bool) {
-        let is_ended = self.is_ended && self.handed == self.taken;
-        let is_due = is_ended || self.handed - self.reported >= REPORT_BYTES;
+        let handed = self.handed();
+        let is_due = handed.is_ended || self.handed - self.reported >= REPORT_BYTES;
         if is_due {
             self.reported = self.handed;
         }
-        let bytes = self.handed;
-        (Received { bytes, is_ended }, is_due)
+        (handed, is_due)
     }
 }
 
@@ -318,6 +348,25 @@ mod tests {
             "large pieces are not copied"
         );
         assert_eq!(out.rewind(had(9_002)).unwrap_err().code, Code::Range);
+    }
+
+    #[test]
+    fn only_a_report_says_that_the_program_has_it() {
+        let mut out = Outgoing::default();
+        assert!(out.is_handed(), "nothing was sent");
+        out.push(&Bytes::from_static(b"abcd"));
+        out.rewind(had(4)).unwrap();
+        assert_eq!((out.held_bytes(), out.is_handed()), (0, false));
+        assert_eq!(out.acknowledge(had(3)), Ok(true), "its program has three");
+        assert_eq!(out.acknowledge(had(2)), Ok(false), "an older report");
+        assert!(!out.is_handed());
+        assert_eq!(out.acknowledge(had(4)), Ok(true));
+        assert!(out.is_handed());
+        out.end();
+        out.rewind(whole(4)).unwrap();
+        assert_eq!((out.is_done(), out.is_handed()), (true, false));
+        assert_eq!(out.acknowledge(whole(4)), Ok(true));
+        assert!(out.is_handed());
     }
 
     #[test]

@@ -217,6 +217,57 @@ async fn a_program_that_goes_away_during_an_outage_ends_the_other_end_after_it()
     }
 }
 
+/// Writes until the other end's tunnel has bytes that its program's socket has no room for. Returns
+/// all that was written.
+async fn overfill(pair: &Pair, writes: &mut UnixStream, reads: &UnixStream) -> Vec<u8> {
+    // Fits in one packet, so that the tunnel takes the whole of the piece that has no room.
+    let piece = pattern(7, 1000);
+    let class = Class::App.index();
+    let mut sent = Vec::new();
+    loop {
+        writes.write_all(&piece).await.unwrap();
+        sent.extend_from_slice(&piece);
+        let bytes = sent.len() as u64;
+        let taken = || pair.region.status().links[0].classes[class].received_bytes;
+        until("the tunnel has it", || taken() == bytes).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if rustix::io::ioctl_fionread(reads).unwrap() < bytes {
+            return sent;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_after_an_outage_leaves_the_other_program_what_was_sent_before() {
+    for is_read_in_outage in [false, true] {
+        let (pair, control) = start(|_, _| ()).await;
+        let (mut local, mut remote) = pair.stream(Class::App).await;
+        // A socket closed with unread data is reset.
+        remote.write_all(b"never read").await.unwrap();
+        let sent = overfill(&pair, &mut local, &remote).await;
+        let mut heard = Vec::new();
+        while_cut(&pair, &control, async || {
+            // The peer is not told of what is read now until there is a link.
+            while is_read_in_outage && heard.len() < sent.len() {
+                soon(remote.read_buf(&mut heard)).await.unwrap();
+            }
+        })
+        .await;
+        for tunnel in [&pair.edge, &pair.region] {
+            until("the stream goes on", || streams(tunnel) == (1, 0)).await;
+        }
+        drop(local);
+        // Longer than the word of the reset takes.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        soon(remote.read_to_end(&mut heard)).await.unwrap();
+        assert_eq!(heard.len(), sent.len());
+        assert!(heard == sent);
+        for tunnel in [&pair.edge, &pair.region] {
+            until("the stream is gone", || streams(tunnel) == (0, 0)).await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_written_and_ended_during_an_outage_arrives_after_it() {
     for edge_writes in [true, false] {
