@@ -188,8 +188,8 @@ fn measure(options: &Options) -> Result<Outcome, Failure> {
     Ok(Outcome::of(options, cap, idle, load, &ends))
 }
 
-/// The cap that limits the load. A sending peer reports the cap it keeps to, the lower one of its
-/// own and the one we ask for, but not the caps of its classes.
+/// The cap that limits the load. A sending peer reports the cap of the link that it keeps to, the
+/// lower one of its own and the one we ask for.
 fn cap_of_load(options: &Options, near: &Near, far: &Usage) -> Option<Cap> {
     let of = |of, rate: Option<u64>| {
         rate.map(|bytes_per_second| Cap {
@@ -197,12 +197,15 @@ fn cap_of_load(options: &Options, near: &Near, far: &Usage) -> Option<Cap> {
             bytes_per_second,
         })
     };
-    if options.reverse {
-        let link = Some(far.cap_bytes_per_second).filter(|cap| *cap > 0);
-        return of(CapOf::Link, link);
-    }
-    let class = near.class_caps[options.class.index()];
-    let caps = [of(CapOf::Link, near.cap), of(CapOf::Class, class)];
+    let index = options.class.index();
+    let (link, class) = if options.reverse {
+        let is_set = |cap: u64| Some(cap).filter(|cap| *cap > 0);
+        let class = far.class_caps_bytes_per_second[index];
+        (is_set(far.cap_bytes_per_second), is_set(class))
+    } else {
+        (near.cap, near.class_caps[index])
+    };
+    let caps = [of(CapOf::Link, link), of(CapOf::Class, class)];
     caps.into_iter()
         .flatten()
         .min_by_key(|cap| cap.bytes_per_second)
@@ -506,12 +509,15 @@ fn broken(error: &std::io::Error) -> Fault {
 
 /// Reads the counters of the peer's tunnel.
 fn far_usage(options: &Options) -> Result<Usage, Fault> {
-    let mut stream = open(options, Class::Control, BenchRequest::Usage)?;
-    let mut bytes = [0; USAGE_BYTES];
+    let stream = open(options, Class::Control, BenchRequest::Usage)?;
+    let mut bytes = Vec::new();
+    // An older tunnel sends less, and a newer one may send more.
     stream
-        .read_exact(&mut bytes)
+        .take(USAGE_BYTES as u64)
+        .read_to_end(&mut bytes)
         .map_err(|error| broken(&error))?;
-    Ok(Usage::decode(&bytes))
+    let cut_off = || Fault::new(Code::Unreachable, "the peer does not say what it has used");
+    Usage::decode(&bytes).ok_or_else(cut_off)
 }
 
 /// The counters and caps of this host's tunnel, for its links to the peer.

@@ -186,6 +186,18 @@ fn who_fills_a_link_or_a_class_that_has_a_cap_is_told_so_before() {
         (&outcome["cap_bytes_per_second"], &outcome["cap_of"]),
         (&2_500_000.into(), &"link".into())
     );
+    // The classes of the peer have caps of their own.
+    let shape = ["tunnel", "shape", "edge", "--class=bulk", "--cap=2Mbit"];
+    pair.region.table(&shape);
+    let (outcome, noted) = told(&["--time=1s", "--reverse"]);
+    assert_eq!(
+        (&outcome["cap_bytes_per_second"], &outcome["cap_of"]),
+        (&250_000.into(), &"class".into())
+    );
+    assert!(
+        noted.contains("class bulk from region is capped at 2.0"),
+        "{noted}"
+    );
     // The cap is told before the link is filled, so that the operator can still end the bench.
     if let Some(shown) = pair.edge.screen(&BENCH, 100) {
         let at = |what: &str| {

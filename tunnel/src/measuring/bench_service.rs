@@ -21,11 +21,12 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use towpath_protocol::channel::Leg;
+use towpath_protocol::channel::{Class, Leg};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::links::link::Link;
+use crate::links::peer::Peer;
 use crate::places::{Place, Places};
 
 /// The `socket` of a service that selects this one.
@@ -107,7 +108,13 @@ impl BenchRequest {
 }
 
 /// Encoded size of a [`Usage`].
-pub const USAGE_BYTES: usize = 32;
+pub const USAGE_BYTES: usize = 8 * USAGE_COUNT;
+
+/// Encoded size of a [`Usage`] without the caps of the classes, as older tunnels send it.
+const USAGE_BYTES_MIN: usize = 32;
+
+/// Numbers in a [`Usage`].
+const USAGE_COUNT: usize = 4 + Class::ALL.len();
 
 /// What a tunnel has used so far, and sent on its links to the asking peer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -120,10 +127,15 @@ pub struct Usage {
     pub sent_packets: u64,
     /// How many of them were lost.
     pub lost_packets: u64,
+    /// The cap of each class on what it sends to the asking peer, in the order of [`Class::ALL`],
+    /// in bytes per second on the wire; 0 without a cap, and from a tunnel that does not say it.
+    pub class_caps_bytes_per_second: [u64; Class::ALL.len()],
 }
 
 impl Usage {
-    fn of(link: &Link) -> Self {
+    fn of(peer: &Peer, link: &Link) -> Self {
+        let shaped = peer.shaped();
+        let cap_of = |class| shaped.rules.shares.of(class).cap;
         let packets = Leg::ALL.map(|leg| link.counters.packets(leg));
         let [sent_packets, lost_packets] = packets
             .iter()
@@ -133,10 +145,12 @@ impl Usage {
             cap_bytes_per_second: link.pace.rate().map_or(0, Rate::bytes_per_second),
             sent_packets,
             lost_packets,
+            class_caps_bytes_per_second: Class::ALL
+                .map(|class| cap_of(class).map_or(0, Rate::bytes_per_second)),
         }
     }
 
-    /// Encodes it as four little-endian numbers of eight bytes.
+    /// Encodes it as little-endian numbers of eight bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; USAGE_BYTES] {
         let mut bytes = [0; USAGE_BYTES];
@@ -146,36 +160,38 @@ impl Usage {
             self.sent_packets,
             self.lost_packets,
         ];
+        let figures = figures.iter().chain(&self.class_caps_bytes_per_second);
         for (place, figure) in bytes.chunks_exact_mut(8).zip(figures) {
             place.copy_from_slice(&figure.to_le_bytes());
         }
         bytes
     }
 
-    /// Decodes what [`Self::encode`] wrote.
+    /// Decodes what [`Self::encode`] wrote, or an older tunnel's, which ends before the caps of the
+    /// classes. `None` if it is cut off. Numbers that a newer tunnel adds are ignored.
     #[must_use]
-    pub fn decode(bytes: &[u8; USAGE_BYTES]) -> Self {
-        let mut figures = bytes
-            .chunks_exact(8)
-            .map(|figure| u64::from_le_bytes(figure.try_into().expect("chunks of eight bytes")));
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (figures, _) = bytes.as_chunks::<8>();
+        let mut figures = figures.iter().map(|figure| u64::from_le_bytes(*figure));
         let mut next = || figures.next().unwrap_or_default();
-        Self {
+        (bytes.len() >= USAGE_BYTES_MIN).then(|| Self {
             cpu_nanos: next(),
             cap_bytes_per_second: next(),
             sent_packets: next(),
             lost_packets: next(),
-        }
+            class_caps_bytes_per_second: std::array::from_fn(|_| next()),
+        })
     }
 }
 
 /// Connects to a service's socket, or to the built-in service, for the peer of `link`.
-pub(crate) async fn connect(socket: &Path, link: &Link) -> io::Result<UnixStream> {
+pub(crate) async fn connect(socket: &Path, (peer, link): (&Peer, &Link)) -> io::Result<UnixStream> {
     if socket != Path::new(SOCKET) {
         return UnixStream::connect(socket).await;
     }
     let place = take_place(&PLACES, &link.peer.site)?;
     let (ours, theirs) = UnixStream::pair()?;
-    let usage = Usage::of(link);
+    let usage = Usage::of(peer, link);
     tokio::spawn(async move {
         let _place = place;
         // The other side sees for itself how the stream ended.
@@ -323,8 +339,18 @@ mod tests {
             cap_bytes_per_second: 2 << 40,
             sent_packets: 3,
             lost_packets: u64::MAX,
+            class_caps_bytes_per_second: [5, 6, 7, 8, 9, 10],
         };
-        assert_eq!(Usage::decode(&usage.encode()), usage);
+        let encoded = usage.encode();
+        assert_eq!(Usage::decode(&encoded), Some(usage));
+        let newer = [&encoded[..], &[1; 8]].concat();
+        assert_eq!(Usage::decode(&newer), Some(usage));
+        let older = Usage {
+            class_caps_bytes_per_second: Default::default(),
+            ..usage
+        };
+        assert_eq!(Usage::decode(&encoded[..USAGE_BYTES_MIN]), Some(older));
+        assert_eq!(Usage::decode(&encoded[..USAGE_BYTES_MIN - 1]), None);
         for wish in [
             BenchRequest::Sink,
             BenchRequest::Count,

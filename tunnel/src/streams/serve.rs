@@ -384,7 +384,7 @@ async fn reach(
     let connecting = async {
         Ok::<_, std::io::Error>(match reach {
             Reach::Told(socket) => {
-                let mut local = bench_service::connect(socket, link).await?;
+                let mut local = bench_service::connect(socket, (peer, link)).await?;
                 make_room(&local, open.class);
                 local.write_all(&accepted.encode()).await?;
                 Program::Unix(local)

@@ -8,6 +8,7 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::bench_service::{BenchRequest, SOCKET, USAGE_BYTES, Usage};
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
+use towpath_tunnel::shares::Share;
 
 fn allow(config: &mut Config, site: &str) {
     let allow = vec![name(site)];
@@ -40,6 +41,11 @@ async fn each_wish_is_granted_and_counted() {
     let with = |_: &mut Config, region: &mut Config| {
         allow(region, "edge");
         region.peers[0].send_rate = Some("1Gbit".parse().unwrap());
+        let capped = Share {
+            cap: Some("80Mbit".parse().unwrap()),
+            ..Share::default()
+        };
+        region.peers[0].shares.0.insert(Class::App, capped);
     };
     let pair = Pair::start_with(with, None).await;
     soon(async {
@@ -75,9 +81,14 @@ async fn each_wish_is_granted_and_counted() {
         let mut usage = ask(&pair, BenchRequest::Usage, Class::Control).await;
         let mut told = [0; USAGE_BYTES];
         usage.read_exact(&mut told).await.unwrap();
-        let told = Usage::decode(&told);
+        let told = Usage::decode(&told).unwrap();
         assert!(told.cpu_nanos > 0 && told.sent_packets > 0, "{told:?}");
         assert_eq!(told.cap_bytes_per_second, 1_000_000_000 / 8);
+        let mut class_caps = [0; Class::ALL.len()];
+        class_caps[Class::App.index()] = 80_000_000 / 8;
+        assert_eq!(told.class_caps_bytes_per_second, class_caps);
+        // An older bench reads less of it, and a newer one up to the end.
+        assert_eq!(usage.read(&mut [0]).await.unwrap(), 0);
 
         let mut nonsense = pair.open("bench", Class::App).await.unwrap();
         nonsense.write_all(b"x").await.unwrap();
