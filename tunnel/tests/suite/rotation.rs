@@ -191,13 +191,12 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
             let remedy = link.remedy.unwrap_or_default();
             assert!(remedy.contains("towpath certs issue"), "{said}: {remedy}");
         }
-        if !by_dialler {
-            // It learns the reason when the link ends, or else at its next dial.
-            until("none waits at the revoked host", || {
-                pair.edge.status().links[0].streams == 0
-            })
-            .await;
-        }
+        // It learns the reason when the link ends, or else at its next dial.
+        let theirs = if by_dialler { &pair.region } else { &pair.edge };
+        until("none waits at the revoked host", || {
+            theirs.status().links[0].streams == 0
+        })
+        .await;
         assert!(metric(config, "towpath_tls_rejected_total{reason=\"revoked\"}").await > 0);
         for load in loads {
             load.task.abort();
