@@ -37,6 +37,11 @@ pub(super) fn now() -> Instant {
     Instant::from_nanos(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
+/// A link number that was never used before, not even by a previous migrator since the host booted.
+pub(super) fn new_link_number() -> u64 {
+    now().as_nanos()
+}
+
 /// Converts an instant to the standard library's clock, for waits.
 pub(super) fn to_wait_until(deadline: Instant) -> std::time::Instant {
     std::time::Instant::now() + deadline.since(now())
@@ -354,12 +359,6 @@ impl Ground {
             let link = link.number;
             self.mailbox.send(Input::LaneLost { link, lane, fault });
         }
-    }
-
-    /// A link number that was never used before, not even by a previous migrator since the host
-    /// booted.
-    pub(super) fn new_link_number(&self) -> u64 {
-        now().as_nanos()
     }
 
     /// Whether a report concerns the lanes that are open now.

@@ -20,7 +20,7 @@ use towpath_protocol::version;
 use tracing::{info, warn};
 
 use self::unread::Unread;
-use super::ground::{Ground, milliseconds, now, unix_ms};
+use super::ground::{Ground, milliseconds, new_link_number, now, unix_ms};
 use super::input::Input;
 use super::judge::Judge;
 use super::lanes::{OpenLane, join, open_all, read_messages, spawn};
@@ -416,7 +416,7 @@ impl SourceMove {
     }
 
     fn connect(&mut self, ground: &mut Ground) -> Result<(), Fault> {
-        let link = ground.new_link_number();
+        let link = new_link_number();
         self.link = link;
         let hello = Hello {
             versions: version::OURS,

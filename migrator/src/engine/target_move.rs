@@ -18,7 +18,7 @@ use towpath_protocol::target::{Action, Event, Outcome, Piece, Remains, Setup, St
 use towpath_protocol::time::Instant;
 use tracing::{info, warn};
 
-use super::ground::{Ground, now, unix_ms};
+use super::ground::{Ground, new_link_number, now, unix_ms};
 use super::incident;
 use super::input::Input;
 use super::judge::Judge;
@@ -289,7 +289,7 @@ impl TargetMove {
         // Only now that the set is complete: a late lane of an abandoned set must not end a working
         // link.
         self.link_down(ground);
-        match receive_on(ground.new_link_number(), lanes, &ground.mailbox) {
+        match receive_on(new_link_number(), lanes, &ground.mailbox) {
             Ok((link, chunk_readers)) => self.link_up(ground, link, chunk_readers),
             Err(fault) => warn!(%fault, "lanes could not be used"),
         }

@@ -583,6 +583,7 @@ impl Worker {
             self.give_up(&order, &fault);
         }
         self.ground.put_away(remainder.as_ref(), true)?;
+        self.leave_farewells();
         self.is_done = true;
         Ok(())
     }

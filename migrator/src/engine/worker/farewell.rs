@@ -9,17 +9,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
+use towpath_protocol::identity::{AttemptId, GuestId, HostIdentity, MigrationId};
 use towpath_protocol::message::{Hello, Lane, Message, Reason};
 use towpath_protocol::time::Instant;
 use towpath_protocol::version;
 use tracing::{info, warn};
 
 use super::Worker;
-use crate::engine::ground::{Ground, file_name, now};
+use crate::engine::ground::{Ground, file_name, new_link_number, now};
 use crate::engine::input::Input;
 use crate::engine::lanes::{OpenLane, join, open_all, spawn};
 use crate::engine::order::Order;
+use crate::engine::shared::Shared;
 use crate::lane::Incoming;
 
 /// The file that stores pending farewells. Not the move's own file, because a move found there
@@ -68,6 +69,60 @@ impl Farewell {
     /// Whether a farewell is being sent to this target.
     fn is_told(&self, target: &HostIdentity) -> bool {
         self.due == Due::Saying && self.over.target == *target
+    }
+
+    /// Whether it is sent again after a try with this result.
+    fn is_tried_again(&self, result: &Result<(), Fault>) -> bool {
+        let may_pass = result.as_ref().is_err_and(may_pass);
+        may_pass && now() < self.until
+    }
+}
+
+/// Sends farewells of one guest, whether the guest's worker still runs or not.
+struct Teller {
+    shared: Arc<Shared>,
+    guest: GuestId,
+}
+
+impl Teller {
+    fn of(ground: &Ground) -> Self {
+        Self {
+            shared: Arc::clone(&ground.shared),
+            guest: ground.id,
+        }
+    }
+
+    /// Opens lanes of the attempt, sends an `Abort` and waits until the target closes the lanes.
+    fn say(&self, over: &Over) -> Result<(), Fault> {
+        let link = new_link_number();
+        let hello = Hello {
+            versions: version::OURS,
+            migration: over.migration,
+            attempt: over.attempt,
+            guest: self.guest,
+            lane: Lane::Control,
+            link,
+        };
+        let tunnel = self.shared.config.tunnel_socket();
+        let lanes = open_all(&tunnel, (&self.shared.host, &over.target), &hello)?;
+        say_on(link, lanes)
+    }
+
+    /// Sends each of these farewells, the newest first, until its target has heard it or its time
+    /// is over.
+    fn say_until_heard(&self, mut left: Vec<Farewell>) {
+        left.reverse();
+        while !left.is_empty() {
+            std::thread::sleep(AGAIN_AFTER);
+            left.retain(|one| {
+                let result = self.say(&one.over);
+                let is_left = one.is_tried_again(&result);
+                if !is_left {
+                    log_end(&one.over, result);
+                }
+                is_left
+            });
+        }
     }
 }
 
@@ -249,16 +304,33 @@ impl Worker {
         let Some(farewell) = all.find(|one| one.over.attempt == attempt) else {
             return;
         };
-        let id = farewell.over.migration;
-        match result {
-            Err(fault) if may_pass(&fault) && now() < farewell.until => {
-                farewell.due = Due::At(now() + AGAIN_AFTER);
-                return;
-            }
-            Err(fault) => info!(migration = %id, %fault, "the target is not told that it is over"),
-            Ok(()) => info!(migration = %id, "the target has heard that it is over"),
+        if farewell.is_tried_again(&result) {
+            farewell.due = Due::At(now() + AGAIN_AFTER);
+            return;
         }
+        log_end(&farewell.over, result);
         self.end_farewell(attempt);
+    }
+
+    /// Leaves the pending farewells to a thread of their own, because the guest is stopped and its
+    /// worker ends. If the migrator stops too, the targets give up by themselves.
+    pub(super) fn leave_farewells(&mut self) {
+        let left = std::mem::take(&mut self.farewells.0);
+        if left.is_empty() {
+            return;
+        }
+        let teller = Teller::of(&self.ground);
+        if let Err(fault) = spawn("towpath-farewell", move || teller.say_until_heard(left)) {
+            warn!(guest = %self.ground.id, %fault, "a target may not hear that a move is over");
+        }
+    }
+}
+
+fn log_end(over: &Over, result: Result<(), Fault>) {
+    let id = over.migration;
+    match result {
+        Err(fault) => info!(migration = %id, %fault, "the target is not told that it is over"),
+        Ok(()) => info!(migration = %id, "the target has heard that it is over"),
     }
 }
 
@@ -270,24 +342,12 @@ const fn may_pass(fault: &Fault) -> bool {
     )
 }
 
-/// Opens lanes of the attempt, sends an `Abort` and waits until the target closes the lanes.
+/// Sends a farewell on a thread of its own, which reports the result.
 fn say(ground: &Ground, over: &Over) -> Result<(), Fault> {
-    let number = ground.new_link_number();
-    let attempt = over.attempt;
-    let hello = Hello {
-        versions: version::OURS,
-        migration: over.migration,
-        attempt,
-        guest: ground.id,
-        lane: Lane::Control,
-        link: number,
-    };
-    let tunnel = ground.shared.config.tunnel_socket();
-    let (own, target) = (ground.shared.host.clone(), over.target.clone());
+    let (teller, over) = (Teller::of(ground), over.clone());
     let mailbox = Arc::clone(&ground.mailbox);
     spawn("towpath-farewell", move || {
-        let opened = open_all(&tunnel, (&own, &target), &hello);
-        let result = opened.and_then(|lanes| say_on(number, lanes));
+        let (attempt, result) = (over.attempt, teller.say(&over));
         mailbox.send(Input::FarewellSaid { attempt, result });
     })
 }

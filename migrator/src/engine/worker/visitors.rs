@@ -12,7 +12,7 @@ use towpath_protocol::time::Instant;
 use tracing::{info, warn};
 
 use super::{Role, Worker};
-use crate::engine::ground::now;
+use crate::engine::ground::{new_link_number, now};
 use crate::engine::lanes::{Gathering, Link, OpenLane, ReadingEnd, receive_on};
 use crate::engine::target_move::TargetMove;
 
@@ -90,7 +90,7 @@ impl Worker {
             return;
         };
         visitor.link = None;
-        let link_number = self.ground.new_link_number();
+        let link_number = new_link_number();
         match receive_on(link_number, lanes, &self.ground.mailbox) {
             Ok((link, chunk_readers)) => {
                 visitor.link = Some(link);

@@ -1,5 +1,8 @@
 //! Tests of which targets are told that a move is over: every one that may still keep part of it.
 
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::channel;
+
 use tempfile::TempDir;
 use towpath_protocol::identity::Epoch;
 use towpath_protocol::image::CHAIN_START;
@@ -10,7 +13,7 @@ use super::*;
 use crate::engine::fake::{Fake, Standing};
 use crate::engine::tests::{PATIENCE, ground, host, order};
 use crate::engine::worker::Role;
-use crate::engine::worker::tests::{all_greeted, work_until};
+use crate::engine::worker::tests::{all_greeted, owning, work_until};
 
 /// The worker of a running guest that is owned here, on a host without a tunnel.
 fn owner() -> (TempDir, Worker, Fake) {
@@ -187,6 +190,26 @@ fn a_move_that_goes_on_is_not_ended_by_the_farewell_to_its_older_attempt() {
     order.save(&worker.ground).unwrap();
     worker.recover_farewells();
     assert_eq!(Order::load(&worker.ground).unwrap(), None);
+}
+
+#[test]
+fn a_target_that_is_away_while_the_guest_is_stopped_hears_of_that_later() {
+    let (_folder, shared) = host("");
+    let mut worker = owning(&shared);
+    worker.retry = Some((now() + PATIENCE, Box::new(order(1))));
+    worker.stop().unwrap();
+    let until = std::time::Instant::now() + PATIENCE;
+    let tried = worker.ground.mailbox.receive(Some(until));
+    let is_in_vain = matches!(tried, Some(Input::FarewellSaid { result: Err(_), .. }));
+    assert!(is_in_vain, "{tried:?}");
+    drop(worker);
+    // The tunnel is there again.
+    let socket = shared.config.tunnel_socket();
+    std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    let tunnel = UnixListener::bind(socket).unwrap();
+    let (heard, hears) = channel();
+    std::thread::spawn(move || heard.send(tunnel.accept().map(drop)));
+    hears.recv_timeout(PATIENCE).expect("it is told").unwrap();
 }
 
 #[test]
