@@ -47,7 +47,8 @@ pub trait BlockReader: Send + Sync {
     ///
     /// # Errors
     ///
-    /// If the blocks cannot be read. The pipeline then stops until it is cancelled.
+    /// If the blocks cannot be read. The pipeline then stops until the job is skipped or all are
+    /// cancelled.
     fn read_runs(&self, space: SpaceId, runs: &[BlockRun], out: &mut [u8]) -> Result<(), Fault>;
 }
 

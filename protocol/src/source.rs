@@ -133,6 +133,15 @@ pub enum Event {
         /// Bytes of its frame.
         wire_bytes: u64,
     },
+    /// Blocks that were ordered for the bulk lane could not be read; no chunk has them.
+    Unread {
+        /// Their space.
+        space: SpaceId,
+        /// The blocks.
+        runs: Vec<BlockRun>,
+        /// Why.
+        fault: Fault,
+    },
     /// An urgent order was packed and is about to be sent.
     Answered {
         /// Bytes of its frame.
@@ -485,7 +494,7 @@ impl Source {
         }
         // A misuse by the caller changes nothing. An action that could not be carried out does,
         // whoever is to blame.
-        let is_failed = matches!(event, Event::Failed(_));
+        let is_failed = matches!(event, Event::Failed(_) | Event::Unread { .. });
         let result = self.dispatch(event, now).and_then(|()| self.advance(now));
         if let Err(fault) = &result
             && (is_failed || fault.blame() != Blame::Misuse)
@@ -524,6 +533,7 @@ impl Source {
             Event::NotFrozen(fault) => self.not_frozen(&fault, now),
             Event::StateSaved(state) => self.state_saved(state),
             Event::Packed { header, wire_bytes } => self.packed(&header, wire_bytes, now),
+            Event::Unread { space, runs, fault } => self.unread(space, &runs, fault, now),
             Event::Answered { wire_bytes } => {
                 self.spend(wire_bytes, now);
                 Ok(())
@@ -545,6 +555,7 @@ impl Source {
     /// Does everything that is possible now without another event.
     fn advance(&mut self, now: Instant) -> Result<(), Fault> {
         self.answer_waiting(now);
+        self.order_unread(now);
         self.order_chunks(now);
         match self.phase {
             Phase::Copying(_) => {

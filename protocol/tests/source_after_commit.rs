@@ -15,7 +15,7 @@ use towpath_protocol::plan::Policy;
 use towpath_protocol::source::{
     ARREARS_MAX, Action, Event, Outcome, PING_INTERVAL, RECONNECT_DELAY_MAX, Setup, Source,
 };
-use towpath_protocol::space::{BlockSet, MEMORY, block_count_of};
+use towpath_protocol::space::{BlockRun, BlockSet, MEMORY, block_count_of};
 use towpath_protocol::time::Instant;
 
 const GUEST: GuestId = GuestId(7);
@@ -127,6 +127,91 @@ fn fault_11_blocks_that_are_lost_are_not_sent_and_the_target_is_waited_for() {
     // The operator boots the guest there.
     let actions = hear(&mut source, Message::Complete);
     assert_eq!(outcome(&actions), Some(&Outcome::Moved));
+}
+
+/// The blocks that are ordered for the bulk lane, one list per order.
+fn pushes(actions: &[Action]) -> Vec<Vec<u64>> {
+    let mut all = Vec::new();
+    for action in actions {
+        if let Action::SendChunk(order) = action
+            && !order.is_urgent
+        {
+            let runs = order.runs.iter();
+            all.push(runs.flat_map(|run| run.start..run.end()).collect());
+        }
+    }
+    all
+}
+
+/// Says that the blocks of an order could not be read.
+fn unread(block: u64, count: u32) -> Event {
+    Event::Unread {
+        space: MEMORY,
+        runs: vec![BlockRun {
+            start: block,
+            count,
+        }],
+        fault: Fault::new(Code::Io, "a page cannot be read"),
+    }
+}
+
+#[test]
+fn blocks_that_cannot_be_read_hold_up_no_others() {
+    let mut source = recovered(false);
+    feed(&mut source, Event::LinkUp);
+    hear(&mut source, Message::Ack(1));
+    let pushed = pushes(&misses(&mut source, vec![u64::MAX]));
+    assert_eq!(pushed.concat(), Vec::from_iter(0..64));
+    let count = u32::try_from(pushed[0].len()).expect("few");
+    let left = source.progress().blocks_left;
+    let actions = feed(&mut source, unread(0, count));
+    assert!(actions.is_empty(), "the lanes stay: {actions:?}");
+    assert_eq!(source.progress().blocks_left, left, "none has gone");
+    // Each is read again by itself, so that those beside a bad one arrive.
+    let again = read_again(&mut source);
+    assert_eq!(
+        again,
+        Vec::from_iter((0..u64::from(count)).map(|block| vec![block]))
+    );
+    feed(&mut source, unread(3, 1));
+    assert_eq!(read_again(&mut source), [[3]]);
+    // What is demanded is not pushed as well.
+    feed(&mut source, unread(3, 1));
+    let demand = Event::Heard(Lane::Demand, Message::Demand(MEMORY, 3));
+    feed(&mut source, demand);
+    assert_eq!(source.progress().blocks_left, left - 1);
+}
+
+#[test]
+fn blocks_that_cannot_be_read_are_not_kept_over_the_end_of_the_lanes() {
+    let mut source = recovered(false);
+    feed(&mut source, Event::LinkUp);
+    hear(&mut source, Message::Ack(1));
+    misses(&mut source, vec![u64::MAX]);
+    feed(&mut source, unread(5, 1));
+    feed(&mut source, Event::LinkDown);
+    feed(&mut source, unread(7, 1));
+    let reconnect = source.deadline().expect("lanes are opened again");
+    assert!(reconnect.since(Instant::ZERO) < Duration::from_secs(1));
+    feed(&mut source, Event::LinkUp);
+    hear(&mut source, Message::Ack(1));
+    // The target's list has them.
+    let pushed = pushes(&misses(&mut source, vec![0b1010_0000]));
+    assert_eq!(pushed, [[5, 7]]);
+}
+
+/// Lets time pass until blocks are ordered for the bulk lane, and returns them.
+fn read_again(source: &mut Source) -> Vec<Vec<u64>> {
+    for _ in 0..20 {
+        let due = source.deadline().expect("they are read again");
+        source.handle(Event::Tick, due).expect("no fault");
+        let actions: Vec<Action> = std::iter::from_fn(|| source.poll()).collect();
+        let pushed = pushes(&actions);
+        if !pushed.is_empty() {
+            return pushed;
+        }
+    }
+    panic!("they are not read again");
 }
 
 /// Number of messages saying that no block is kept here any more.

@@ -220,7 +220,7 @@ impl EncoderPool {
     /// # Errors
     ///
     /// The reader's fault for the job whose turn it is. Every call returns it until
-    /// [`EncoderPool::cancel`].
+    /// [`EncoderPool::skip_unread`] or [`EncoderPool::cancel`].
     pub fn next_chunk(&self, chunk: &mut EncodedChunk, wait_max: Duration) -> Result<bool, Fault> {
         let mut result = Ok(());
         let state = self.shared.wait_for(wait_max, |state| {
@@ -240,6 +240,18 @@ impl EncoderPool {
         self.shared.wake_waiting(state);
         chunk.seal(sequence);
         Ok(true)
+    }
+
+    /// Drops the job whose turn it is if its blocks could not be read, and returns it. Those behind
+    /// it go on.
+    #[must_use]
+    pub fn skip_unread(&self) -> Option<Job> {
+        let mut state = self.shared.lock();
+        let slot = state.slots.front()?;
+        let job = matches!(slot.progress, Progress::Failed(_)).then_some(slot.job)?;
+        state.pop();
+        self.shared.wake_waiting(state);
+        Some(job)
     }
 
     /// Drops everything that has not come out and returns its blocks, so that they can be marked

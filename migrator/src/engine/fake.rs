@@ -31,7 +31,7 @@ pub(super) struct Standing {
     pub(super) is_armed: bool,
     /// Does not stop when told to.
     pub(super) stops_never: bool,
-    /// Its memory can be written but not read.
+    /// Its memory can be written but not read; block 3 was touched.
     pub(super) is_unreadable: bool,
     /// Its guest has crashed.
     pub(super) has_crashed: bool,
@@ -59,6 +59,7 @@ impl Fake {
             let seals = SealFlags::SHRINK | SealFlags::GROW;
             rustix::fs::fcntl_add_seals(&memory, seals).unwrap();
             let memory = if shared.lock().unwrap().is_unreadable {
+                rustix::io::pwrite(&memory, &[7], 3 * 4096).unwrap();
                 let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
                 OwnedFd::from(File::options().write(true).open(path).unwrap())
             } else {

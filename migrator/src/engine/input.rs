@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
 use towpath_protocol::message::{ChunkHeader, Hello, Lane, Message};
+use towpath_protocol::space::{BlockRun, SpaceId};
 
 use super::lanes::{OpenLane, Unpacked};
 use super::order::Order;
@@ -42,6 +43,12 @@ pub(super) enum Input {
     Packed {
         header: ChunkHeader,
         wire_bytes: u64,
+    },
+    /// Blocks for the bulk lane could not be read; no chunk has them.
+    Unread {
+        space: SpaceId,
+        runs: Vec<BlockRun>,
+        fault: Fault,
     },
     /// A chunk arrived and was unpacked.
     Chunk {

@@ -184,6 +184,24 @@ impl Shared {
         }
     }
 
+    /// Moves the next chunk into `chunk` if it comes soon. Reports blocks that cannot be read, and
+    /// goes on behind them.
+    fn next_chunk(&self, chunk: &mut EncodedChunk, wait_max: Duration) -> bool {
+        loop {
+            match self.pool.next_chunk(chunk, wait_max) {
+                Ok(is_there) => return is_there,
+                Err(fault) => {
+                    let Some(job) = self.pool.skip_unread() else {
+                        return false;
+                    };
+                    self.feed(&mut self.lock());
+                    let (space, runs) = (job.space(), job.runs().to_vec());
+                    self.mailbox.send(Input::Unread { space, runs, fault });
+                }
+            }
+        }
+    }
+
     /// Writes the next chunks if any come soon. Flushes when none is ready.
     fn write_next(
         &self,
@@ -191,17 +209,12 @@ impl Shared {
         lane: &mut LaneWriter<UnixStream>,
     ) -> Result<(), Fault> {
         let mut count = 0;
-        while count < BATCH_COUNT_MAX {
-            match self.pool.next_chunk(&mut chunks[count], Duration::ZERO) {
-                Ok(true) => count += 1,
-                // The next call reports the fault again; chunks before it are sent first.
-                Err(fault) if count == 0 => return Err(fault),
-                Ok(false) | Err(_) => break,
-            }
+        while count < BATCH_COUNT_MAX && self.next_chunk(&mut chunks[count], Duration::ZERO) {
+            count += 1;
         }
         if count == 0 {
             lane.flush()?;
-            if !self.pool.next_chunk(&mut chunks[0], TURN)? {
+            if !self.next_chunk(&mut chunks[0], TURN) {
                 return Ok(());
             }
             count = 1;

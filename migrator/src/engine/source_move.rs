@@ -555,6 +555,27 @@ impl SourceMove {
         Ok(())
     }
 
+    /// Blocks for the bulk lane could not be read.
+    pub(super) fn not_read(
+        &mut self,
+        ground: &mut Ground,
+        (space, runs): (SpaceId, Vec<BlockRun>),
+        fault: &Fault,
+    ) {
+        if self.reader.memory().is_err() {
+            // No block can be read until the guest's process answers.
+            self.lane_ended(ground, fault);
+            return;
+        }
+        if self.is_committed() && self.unread.fault().is_none() {
+            warn!(migration = %self.order.id, %fault, "blocks that cannot be read are read again each second");
+        }
+        let remedy = "look for errors of this host's memory or swap in the kernel's log";
+        let fault = fault.clone().remedy(remedy);
+        self.unread.note_pushed(fault.clone());
+        drop(self.handle(ground, Event::Unread { space, runs, fault }));
+    }
+
     fn read_again(&mut self, ground: &mut Ground, now: Instant) {
         let due = self.unread.take_due(now);
         if due.is_empty() {
@@ -567,7 +588,7 @@ impl SourceMove {
             }
         }
         if self.unread.is_empty() {
-            self.unread.clear();
+            self.unread.note_read();
         }
     }
 

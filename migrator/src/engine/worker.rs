@@ -282,6 +282,11 @@ impl Worker {
                     drop(source.handle(&mut self.ground, event));
                 }
             }
+            Input::Unread { space, runs, fault } => {
+                if let Some(Role::Source(source)) = &mut self.role {
+                    source.not_read(&mut self.ground, (space, runs), &fault);
+                }
+            }
             Input::Chunk {
                 link,
                 lane,

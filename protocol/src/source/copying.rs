@@ -223,7 +223,7 @@ impl Source {
         }
     }
 
-    fn order(&mut self, space: SpaceId, runs: Vec<BlockRun>) {
+    pub(super) fn order(&mut self, space: SpaceId, runs: Vec<BlockRun>) {
         let block_bytes = u64::from(self.setup.spaces[usize::from(space.0)].block_bytes);
         let raw_bytes = block_count_of(&runs) * block_bytes;
         self.window.push(space, &runs);

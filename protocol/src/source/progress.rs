@@ -101,7 +101,10 @@ impl Source {
             Phase::Copying(round) => self.left(round.pending()),
             Phase::Switching(pause) => self.left(pause.carry()),
             Phase::Committed { .. } => (self.progress.blocks_left, None),
-            Phase::Serving(push) => self.left(push.missing()),
+            Phase::Serving(push) => {
+                let (blocks_left, bytes_left) = self.left(push.missing());
+                (blocks_left + push.unread_count(), bytes_left)
+            }
             Phase::Over => (0, None),
         };
         self.progress.blocks_left = blocks_left;

@@ -32,6 +32,13 @@ const DEMANDS_PER_ROUND: usize = 4;
 /// Mbit/s.
 const ROUND_MIN: Duration = Duration::from_millis(20);
 
+/// Wait before blocks of the push that could not be read are read again.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Most of these blocks that are read again at a time: a broken memory must not keep the codec from
+/// the rest.
+const READ_AGAIN_COUNT_MAX: usize = 64;
+
 /// The blocks that the target still misses, and the state of the push.
 #[derive(Debug)]
 pub(super) struct Push {
@@ -43,6 +50,10 @@ pub(super) struct Push {
     /// Demanded blocks that are under way with the push, which may be slow.
     under_way: Vec<BlockSet>,
     under_way_cursor: Cursor,
+    /// Blocks of the push that could not be read, and when they are read again.
+    unread: Vec<BlockSet>,
+    unread_cursor: Cursor,
+    read_again_at: Option<Instant>,
     /// Bytes of demanded blocks that were sent, and the bytes that may have been sent.
     demanded_bytes: u64,
     earned_bytes: u64,
@@ -61,6 +72,9 @@ impl Push {
             waiting_cursor: Cursor::default(),
             under_way: empty_sets(spaces),
             under_way_cursor: Cursor::default(),
+            unread: empty_sets(spaces),
+            unread_cursor: Cursor::default(),
+            read_again_at: None,
             demanded_bytes: 0,
             earned_bytes: DEMAND_AHEAD_BYTES,
             round_at: Instant::ZERO,
@@ -106,10 +120,16 @@ impl Push {
         self.earned_bytes = earned_bytes.min(self.demanded_bytes + DEMAND_AHEAD_BYTES);
     }
 
-    /// The latest time at which a waiting demanded block is sent.
+    /// Number of blocks of the push that could not be read and wait to be read again.
+    pub(super) fn unread_count(&self) -> u64 {
+        self.unread.iter().map(BlockSet::len).sum()
+    }
+
+    /// The latest time at which a waiting demanded block is sent, or an unread one read again.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let mut sets = self.waiting.iter().chain(&self.under_way);
-        sets.any(|set| !set.is_empty()).then_some(self.round_at)
+        let round = sets.any(|set| !set.is_empty()).then_some(self.round_at);
+        round.into_iter().chain(self.read_again_at).min()
     }
 
     /// Whether a demanded block may be sent now. Always, if no push competes for the link.
@@ -153,6 +173,9 @@ impl Source {
             return Err(Fault::new(Code::Range, detail));
         }
         push.is_known = true;
+        // The list has these too.
+        push.unread.iter_mut().for_each(BlockSet::clear);
+        push.read_again_at = None;
         // Blocks answered on these lanes are under way.
         for (missing, answered) in push.missing.iter_mut().zip(&self.answered) {
             missing.difference_with(answered);
@@ -235,6 +258,55 @@ impl Source {
         }
     }
 
+    /// Takes ordered blocks that could not be read. Before the commit that ends the attempt: no
+    /// lanes would help, and the guest runs on here. After it the rest of the image goes on, and
+    /// these are read again later, each by itself.
+    pub(super) fn unread(
+        &mut self,
+        space: SpaceId,
+        runs: &[BlockRun],
+        fault: Fault,
+        now: Instant,
+    ) -> Result<(), Fault> {
+        let Phase::Serving(push) = &mut self.phase else {
+            return Err(fault);
+        };
+        if fault.code != Code::Io {
+            return Err(fault);
+        }
+        let bytes = self.window.drop_ordered(space, runs);
+        self.progress.raw_bytes = self.progress.raw_bytes.saturating_sub(bytes);
+        // Without lanes nothing is kept: the target's next list has them.
+        if self.resumed {
+            let set = &mut push.unread[usize::from(space.0)];
+            runs.iter().for_each(|run| set.insert_run(*run));
+            push.read_again_at.get_or_insert(now + READ_AGAIN_AFTER);
+        }
+        Ok(())
+    }
+
+    /// Orders blocks that could not be read once more, if that is due.
+    pub(super) fn order_unread(&mut self, now: Instant) {
+        let Phase::Serving(push) = &mut self.phase else {
+            return;
+        };
+        if push.read_again_at.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        let mut due = Vec::new();
+        while due.len() < READ_AGAIN_COUNT_MAX
+            && let Some(one) = take_chunk(&mut push.unread, &mut push.unread_cursor, |_| 1)
+        {
+            due.push(one);
+        }
+        if push.unread_count() > 0 {
+            push.read_again_at = Some(now + READ_AGAIN_AFTER);
+        }
+        for (space, runs) in due {
+            self.order(space, runs);
+        }
+    }
+
     /// Sends a demanded block ahead of everything, and lets the push continue after it.
     fn answer(&mut self, space: SpaceId, run: BlockRun) {
         let position = usize::from(space.0);
@@ -243,6 +315,7 @@ impl Source {
         if let Phase::Serving(push) = &mut self.phase {
             push.demanded_bytes += bytes;
             push.missing[position].remove_run(run);
+            push.unread[position].remove_run(run);
             push.cursor = Cursor {
                 space: position,
                 block: run.end(),

@@ -157,6 +157,18 @@ impl Window {
         Ok(bytes)
     }
 
+    /// Drops ordered blocks that will be in no chunk. Returns their raw bytes.
+    pub(super) fn drop_ordered(&mut self, space: SpaceId, runs: &[BlockRun]) -> u64 {
+        let position = usize::from(space.0);
+        let set = &mut self.ordered[position];
+        let block_count: u64 = runs.iter().map(|run| set.count_in(*run)).sum();
+        runs.iter().for_each(|run| set.remove_run(*run));
+        let bytes = block_count * self.block_bytes[position];
+        self.unpacked_bytes -= bytes;
+        self.block_count -= block_count;
+        bytes
+    }
+
     /// The blocks of each unacknowledged chunk up to a number.
     pub(super) fn up_to(&self, number: u64) -> impl Iterator<Item = (SpaceId, &[BlockRun])> {
         let chunks = self.chunks.iter();

@@ -1,5 +1,7 @@
 //! Tests of when a move is tried again and when it ends.
 
+use std::os::unix::net::UnixStream;
+
 use tempfile::TempDir;
 use towpath_protocol::identity::Epoch;
 use towpath_protocol::image::CHAIN_START;
@@ -11,6 +13,7 @@ use crate::api::Phase;
 use crate::engine::fake::{Fake, Standing};
 use crate::engine::order::ATTEMPT_COUNT_MAX;
 use crate::engine::tests::{PATIENCE, ground, host, order as ordered};
+use crate::lane::WRITE_WAIT_MAX;
 
 /// A move that begins, with its folder, its ground, and a fake process in the given standing.
 fn begun(standing: Standing) -> (TempDir, Ground, Fake, SourceMove) {
@@ -154,18 +157,59 @@ fn a_demanded_block_that_cannot_be_read_holds_back_only_itself() {
     assert_eq!(going.view(&ground).error, None);
 }
 
-#[test]
-fn a_round_that_is_under_way_is_not_shown_as_finished() {
-    let (_folder, mut ground, _process, mut going) = begun(Standing::default());
-    going.carry_out(&mut ground);
-    going.handle(&mut ground, Event::LinkUp).unwrap();
+/// Opens the lanes of a move, of which only the bulk lane is written to, and begins to copy.
+fn copies(ground: &mut Ground, going: &mut SourceMove, bulk: UnixStream) {
+    going.carry_out(ground);
+    going.handle(ground, Event::LinkUp).unwrap();
+    let bulk = LaneWriter::for_socket(bulk, WRITE_WAIT_MAX).unwrap();
+    going.outbox.attach(1, bulk);
     let prepared = Message::Prepared(Received {
         through_sequence: 0,
         chain: CHAIN_START,
     });
     let heard = Event::Heard(Lane::Control, prepared);
-    going.handle(&mut ground, heard).unwrap();
+    going.handle(ground, heard).unwrap();
     assert_eq!(going.stage(), Stage::Copying);
+}
+
+#[test]
+fn a_block_that_cannot_be_read_before_the_commit_ends_the_move() {
+    let (_folder, mut ground, _process, mut going) = begun(Standing {
+        is_unreadable: true,
+        ..Standing::default()
+    });
+    let (bulk, _theirs) = UnixStream::pair().unwrap();
+    copies(&mut ground, &mut going, bulk);
+    let until = std::time::Instant::now() + PATIENCE;
+    while !going.is_over() {
+        match ground.mailbox.receive(Some(until)) {
+            Some(Input::Packed { header, wire_bytes }) => {
+                let packed = Event::Packed { header, wire_bytes };
+                going.handle(&mut ground, packed).unwrap();
+            }
+            Some(Input::Unread { space, runs, fault }) => {
+                going.not_read(&mut ground, (space, runs), &fault);
+            }
+            Some(Input::LaneLost { fault, .. }) => going.lane_ended(&mut ground, &fault),
+            Some(_) => {}
+            None => panic!("the move goes on"),
+        }
+    }
+    let view = going.view(&ground);
+    assert_eq!(view.phase, Phase::Failed);
+    let error = view.error.expect("why it ended");
+    assert_eq!(error.code, Code::Io.as_str());
+    assert!(error.message.contains("read blocks 3"), "{error:?}");
+    let Ended::Stayed(_, Rest::Nothing | Rest::Farewell { .. }) = going.end(&mut ground) else {
+        panic!("the guest does not stay, or the move is tried again");
+    };
+}
+
+#[test]
+fn a_round_that_is_under_way_is_not_shown_as_finished() {
+    let (_folder, mut ground, _process, mut going) = begun(Standing::default());
+    let (bulk, _theirs) = UnixStream::pair().unwrap();
+    copies(&mut ground, &mut going, bulk);
     let view = going.view(&ground);
     assert_eq!((view.round, view.rounds), (Some(1), Some(0)));
 }

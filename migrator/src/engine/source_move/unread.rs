@@ -1,4 +1,4 @@
-//! Demanded blocks that cannot be read. They delay only the guest accesses that need them.
+//! Blocks that cannot be read after the commit. They delay only the guest accesses that need them.
 
 use std::time::Duration;
 
@@ -9,13 +9,15 @@ use towpath_protocol::time::Instant;
 /// Wait before a block that could not be read is tried again.
 const READ_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Chunk orders that wait to be tried again.
+/// Orders of demanded blocks that wait to be tried again, and why blocks cannot be read.
 #[derive(Debug, Default)]
 pub(super) struct Unread {
     /// Each block appears once, because the target asks for a block once per set of lanes.
     orders: Vec<ChunkOrder>,
     /// Why the last order could not be read.
     fault: Option<Fault>,
+    /// Why blocks of the push could not be read last; the machine orders these again.
+    pushed_fault: Option<Fault>,
     again_at: Option<Instant>,
 }
 
@@ -27,6 +29,11 @@ impl Unread {
         self.fault = Some(fault);
     }
 
+    /// Notes why blocks of the push could not be read.
+    pub(super) fn note_pushed(&mut self, fault: Fault) {
+        self.pushed_fault = Some(fault);
+    }
+
     /// Takes all orders once their time has come. Those that fail again must be held again.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<ChunkOrder> {
         match self.again_at.take_if(|at| *at <= now) {
@@ -35,9 +42,14 @@ impl Unread {
         }
     }
 
-    /// Drops all orders: they were read, or nobody waits for them any more.
+    /// Drops all orders, because nobody waits for them any more.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// Forgets why orders could not be read, because all of them were.
+    pub(super) fn note_read(&mut self) {
+        self.fault = None;
     }
 
     pub(super) const fn is_empty(&self) -> bool {
@@ -49,8 +61,8 @@ impl Unread {
         self.again_at
     }
 
-    /// Why a demanded block is not sent.
-    pub(super) const fn fault(&self) -> Option<&Fault> {
-        self.fault.as_ref()
+    /// Why a block is not sent.
+    pub(super) fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref().or(self.pushed_fault.as_ref())
     }
 }
