@@ -195,9 +195,13 @@ fn blocks_that_cannot_be_read_are_not_kept_over_the_end_of_the_lanes() {
     assert!(reconnect.since(Instant::ZERO) < Duration::from_secs(1));
     feed(&mut source, Event::LinkUp);
     hear(&mut source, Message::Ack(1));
-    // The target's list has them.
+    // The target's list has them, so they are not ordered a second time.
     let pushed = pushes(&misses(&mut source, vec![0b1010_0000]));
     assert_eq!(pushed, [[5, 7]]);
+    let later = Instant::ZERO + Duration::from_secs(2);
+    source.handle(Event::Tick, later).expect("no fault");
+    let actions: Vec<Action> = std::iter::from_fn(|| source.poll()).collect();
+    assert_eq!(pushes(&actions), Vec::<Vec<u64>>::new());
 }
 
 /// Lets time pass until blocks are ordered for the bulk lane, and returns them.

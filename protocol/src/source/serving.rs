@@ -173,9 +173,6 @@ impl Source {
             return Err(Fault::new(Code::Range, detail));
         }
         push.is_known = true;
-        // The list has these too.
-        push.unread.iter_mut().for_each(BlockSet::clear);
-        push.read_again_at = None;
         // Blocks answered on these lanes are under way.
         for (missing, answered) in push.missing.iter_mut().zip(&self.answered) {
             missing.difference_with(answered);
