@@ -40,8 +40,8 @@ use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 
 pub use record::{
-    Decider, EPOCH_FIRST_MAX, EPOCH_FOLLOW_MAX, EPOCH_MAX, EPOCH_STEP_MAX, Holder, Origin,
-    RECORD_BYTES_MAX, Record, Root, State, VERDICT_COUNT_MAX, Verdict,
+    Decider, Delivery, EPOCH_FIRST_MAX, EPOCH_FOLLOW_MAX, EPOCH_MAX, EPOCH_STEP_MAX, Holder,
+    Origin, RECORD_BYTES_MAX, Record, Root, State, VERDICT_COUNT_MAX, Verdict,
 };
 
 /// Most actions that wait for [`Ownership::poll`]. An event makes at most five, so a shell that
@@ -200,8 +200,6 @@ enum Progress {
     None,
     /// Source, offering: the guest is frozen and the image with this root was sent.
     Sealed { root: Root, is_whole: bool },
-    /// Source, relinquished: the target has acknowledged that it runs the guest.
-    Acknowledged,
     /// Target, prepared, after a restart: only the shell knows whether the image survived.
     ImageUnknown,
     /// Target, prepared: the image is being received.

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 use towpath_protocol::ownership::{
-    Action, Decider, Event, Holder, Ownership, Record, Root, State, Word,
+    Action, Decider, Delivery, Event, Holder, Ownership, Record, Root, State, Word,
 };
 
 const GUEST: GuestId = GuestId(7);
@@ -243,14 +243,23 @@ fn show_record(record: &Record) -> String {
             owned,
             epoch,
             attempt,
+            delivery,
             ..
         }
         | State::Offered {
             owned,
             epoch,
             attempt,
+            delivery,
             ..
-        } => format!(" {owned} to {epoch} as {}", attempt.0),
+        } => {
+            let known = match delivery {
+                Delivery::Partial => ", blocks missing",
+                Delivery::Whole => "",
+                Delivery::Acknowledged => ", acknowledged",
+            };
+            format!(" {owned} to {epoch} as {}{known}", attempt.0)
+        }
         State::Released { epoch, attempt, .. }
         | State::Prepared { epoch, attempt, .. }
         | State::Refused { epoch, attempt, .. } => format!(" {epoch} as {}", attempt.0),

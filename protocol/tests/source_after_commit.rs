@@ -10,7 +10,7 @@ use towpath_protocol::image::CHAIN_START;
 use towpath_protocol::message::{
     ChunkHeader, Codec, Lane, Message, MissingPart, Received, SpaceInfo, chain_after,
 };
-use towpath_protocol::ownership::{Decider, Ownership, Record, Root, State};
+use towpath_protocol::ownership::{Decider, Delivery, Ownership, Record, Root, State};
 use towpath_protocol::plan::Policy;
 use towpath_protocol::source::{
     ARREARS_MAX, Action, Event, Outcome, PING_INTERVAL, RECONNECT_DELAY_MAX, Setup, Source,
@@ -46,7 +46,11 @@ fn recovered_with(is_whole: bool, block_count: u64) -> Source {
             attempt: ATTEMPT,
             target: host("b"),
             root: ROOT,
-            is_whole,
+            delivery: if is_whole {
+                Delivery::Whole
+            } else {
+                Delivery::Partial
+            },
         },
         verdicts: Vec::new(),
     };
@@ -295,6 +299,7 @@ fn what_fails_behind_the_commit_again_and_again_is_tried_ever_less_often() {
     let failed = waits_after(&mut recovered(false), |source, now| {
         let ack = Event::Heard(Lane::Control, Message::Ack(1));
         source.handle(ack, now).expect("said again");
+        while source.poll().is_some() {}
         let failed = Event::Failed(Fault::new(Code::Io, "a page cannot be read"));
         source.handle(failed, now).expect_err("it failed");
     });

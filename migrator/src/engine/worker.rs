@@ -215,7 +215,7 @@ impl Worker {
     }
 
     fn tick(&mut self) {
-        if !self.is_waited_for() {
+        if !self.is_paused() {
             self.ground.settle_journal();
         }
         match &mut self.role {
@@ -248,12 +248,13 @@ impl Worker {
         }
     }
 
-    /// Whether the guest is paused, or may be waiting for a block, so that slow housekeeping must
-    /// wait.
-    fn is_waited_for(&self) -> bool {
+    /// Whether the guest is paused, so that housekeeping must wait.
+    ///
+    /// A guest that runs here and waits for blocks is no reason: until its ownership is in both
+    /// slots of the journal, one bad slot would bring back the record before it.
+    fn is_paused(&self) -> bool {
         match &self.role {
             Some(Role::Source(source)) => source.stage() == source::Stage::Switching,
-            Some(Role::Target(target)) => target.stage() == target::Stage::Running,
             _ => false,
         }
     }

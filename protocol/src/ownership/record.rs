@@ -108,6 +108,19 @@ pub struct Origin {
     pub source: HostIdentity,
 }
 
+/// How much of a guest its target has once the guest was given away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Delivery {
+    /// Blocks were missing at the switch: only `Complete` releases the guest.
+    Partial,
+    /// The target had every block at the switch: its `Ack` releases the guest.
+    Whole,
+    /// As [`Self::Partial`], and the target has acknowledged that the guest runs there. No later
+    /// refusal counts, also after a restart of this host: the guest would run twice, or anew from
+    /// a state that it has left.
+    Acknowledged,
+}
+
 /// The durable states of `docs/handover.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum State {
@@ -142,9 +155,8 @@ pub enum State {
         target: HostIdentity,
         /// The root that the target's image must have.
         root: Root,
-        /// Whether the target had every block at the switch. If not, only `Complete` releases the
-        /// guest.
-        is_whole: bool,
+        /// How much of the guest the target has, and whether it is known to run there.
+        delivery: Delivery,
     },
     /// Mode B: the register decides whether the guest is the target's. It may not run here until
     /// the register says that it is not.
@@ -159,9 +171,8 @@ pub enum State {
         target: HostIdentity,
         /// The root that the target's image must have.
         root: Root,
-        /// Whether the target had every block at the switch. If not, only `Complete` releases the
-        /// guest.
-        is_whole: bool,
+        /// How much of the guest the target has, and whether it is known to run there.
+        delivery: Delivery,
     },
     /// The guest has left for good.
     Released {

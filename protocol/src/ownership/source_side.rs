@@ -3,7 +3,9 @@
 use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, Epoch, HostIdentity};
 
-use super::{Action, Decider, EPOCH_FOLLOW_MAX, EPOCH_MAX, Ownership, Progress, Root, State, Word};
+use super::{
+    Action, Decider, Delivery, EPOCH_FOLLOW_MAX, EPOCH_MAX, Ownership, Progress, Root, State, Word,
+};
 
 impl Ownership {
     /// Opens an attempt. Its epoch is durable before any peer hears of it, so no later attempt can
@@ -134,8 +136,8 @@ impl Ownership {
         }
         match self.record.state {
             State::Offering { .. } => self.heard_while_offering(word),
-            State::Relinquished { root, is_whole, .. } | State::Offered { root, is_whole, .. } => {
-                self.heard_while_relinquished(word, root, is_whole)
+            State::Relinquished { root, delivery, .. } | State::Offered { root, delivery, .. } => {
+                self.heard_while_relinquished(word, root, delivery)
             }
             _ => self.heard_while_released(word),
         }
@@ -174,24 +176,30 @@ impl Ownership {
         &mut self,
         word: &Word,
         root: Root,
-        is_whole: bool,
+        delivery: Delivery,
     ) -> Result<(), Fault> {
-        match word {
-            Word::Ack if !is_whole => {
-                self.progress = Progress::Acknowledged;
+        match (word, delivery) {
+            (Word::Ack, Delivery::Partial) => {
+                self.acknowledge();
                 Ok(())
             }
-            Word::Ack | Word::Complete => {
+            (Word::Ack, Delivery::Acknowledged) => Ok(()),
+            (Word::Ack, Delivery::Whole) | (Word::Complete, _) => {
                 self.release();
                 Ok(())
             }
-            // A target that acknowledged the guest and then refuses it lied in one of the two. The
-            // guest must not run twice because of that.
-            Word::Nack if self.progress == Progress::Acknowledged => {
+            // A target that acknowledged the guest and then refuses it lied in one of the two, or
+            // has lost its record. The guest must not run twice because of that.
+            (Word::Nack, Delivery::Acknowledged) => {
                 let detail = "the target refuses what it has acknowledged".to_owned();
                 Err(Fault::new(Code::Conflict, detail))
             }
-            Word::Nack => match self.record.decider {
+            // A commit would start the guest anew from the image of the switch.
+            (Word::Ready { .. }, Delivery::Acknowledged) => {
+                let detail = "the target waits for a guest that it has acknowledged".to_owned();
+                Err(Fault::new(Code::Conflict, detail))
+            }
+            (Word::Nack, _) => match self.record.decider {
                 Decider::SourceJournal => {
                     self.return_to_owned(false);
                     Ok(())
@@ -199,11 +207,11 @@ impl Ownership {
                 Decider::Witness => self.reclaim(),
             },
             // The target found its image again after a restart and waits for the commit.
-            Word::Ready { root: theirs } if *theirs == root => {
+            (Word::Ready { root: theirs }, _) if *theirs == root => {
                 self.repeat();
                 Ok(())
             }
-            Word::Ready { root: theirs } => {
+            (Word::Ready { root: theirs }, _) => {
                 let detail = format!("the target has {theirs:?}, the guest is {root:?}");
                 Err(Fault::new(Code::RootMismatch, detail))
             }
@@ -237,6 +245,11 @@ impl Ownership {
             unreachable!("the caller looked");
         };
         let epoch = self.record.high_water;
+        let delivery = if is_whole {
+            Delivery::Whole
+        } else {
+            Delivery::Partial
+        };
         let state = match self.record.decider {
             Decider::SourceJournal => State::Relinquished {
                 owned,
@@ -244,7 +257,7 @@ impl Ownership {
                 attempt,
                 target,
                 root,
-                is_whole,
+                delivery,
             },
             Decider::Witness => State::Offered {
                 owned,
@@ -252,11 +265,23 @@ impl Ownership {
                 attempt,
                 target,
                 root,
-                is_whole,
+                delivery,
             },
         };
         self.persist(state, Progress::None);
         self.repeat();
+    }
+
+    /// Records that the guest runs at its target, which still needs blocks of it. Nobody waits for
+    /// this write: the guest runs already.
+    fn acknowledge(&mut self) {
+        let mut state = self.record.state.clone();
+        let (State::Relinquished { delivery, .. } | State::Offered { delivery, .. }) = &mut state
+        else {
+            unreachable!("the caller looked");
+        };
+        *delivery = Delivery::Acknowledged;
+        self.persist(state, Progress::None);
     }
 
     fn release(&mut self) {

@@ -1,8 +1,12 @@
 //! What a host remembers of attempts that it has decided, however often the guest has moved since.
 
-use towpath_protocol::ownership::{Event, VERDICT_COUNT_MAX, Word};
+use towpath_protocol::fault::Code;
+use towpath_protocol::ownership::{Action, Event, State, VERDICT_COUNT_MAX, Word};
 
-use super::{attempt, commit, feed, hear, host, prepare, taken, words};
+use super::{
+    attempt, check_ignored, commit, feed, hear, host, prepare, relinquished, restarted, taken,
+    words,
+};
 
 #[test]
 fn h01_a_source_that_was_away_for_long_hears_what_became_of_its_commit() {
@@ -51,4 +55,23 @@ fn h01_a_source_that_was_away_for_long_hears_what_became_of_its_commit() {
     let answered = feed(&mut machine, hear("a", 1, commit(2)));
     assert_eq!(words(&answered), [Word::Ack, Word::Complete]);
     assert!(machine.may_run());
+}
+
+#[test]
+fn a_guest_known_to_run_at_its_target_stays_there_whatever_that_says_later() {
+    let mut machine = relinquished(false);
+    let actions = feed(&mut machine, hear("b", 1, Word::Ack));
+    assert!(matches!(actions[..], [Action::Persist(_)]), "{actions:?}");
+    assert_eq!(feed(&mut machine, hear("b", 1, Word::Ack)), []);
+    let (restarted, actions) = restarted(&machine, "a");
+    assert_eq!(actions, []);
+    // A target that has lost its record refuses the guest, or waits for it with an old image.
+    for mut machine in [machine, restarted] {
+        let root = super::ROOT;
+        for word in [Word::Nack, Word::Ready { root }] {
+            check_ignored(&machine, &hear("b", 1, word), Code::Conflict);
+        }
+        feed(&mut machine, hear("b", 1, Word::Complete));
+        assert!(matches!(machine.record().state, State::Released { .. }));
+    }
 }

@@ -217,6 +217,10 @@ impl Worker {
         attempt: AttemptId,
     ) -> Role {
         let is_owned = matches!(ownership.record().state, State::Owned { .. });
+        if !is_owned && let Some(fault) = self.runs_unowned() {
+            error!(guest = %self.ground.id, %fault, "guest is quarantined");
+            return Role::Broken(ownership, fault);
+        }
         let setup = target::Setup {
             host: self.ground.shared.host.clone(),
             source,
@@ -240,6 +244,28 @@ impl Worker {
                 self.recover_idle(ownership)
             }
         }
+    }
+
+    /// The fault of a guest whose process runs although the record says that it is only being
+    /// received: the journal has lost what came after. To refuse the move would end a guest that
+    /// has run here, and let its source run it anew.
+    fn runs_unowned(&mut self) -> Option<Fault> {
+        let seen = self.ground.process().and_then(GuestProcess::describe);
+        let state = seen.ok()?.state;
+        let has_run = matches!(
+            state,
+            ProcessState::Running
+                | ProcessState::Paused
+                | ProcessState::Stopped
+                | ProcessState::Crashed { .. }
+        );
+        has_run.then(|| {
+            let detail = format!(
+                "the guest is {state}, but the journal says that it has not been handed over"
+            );
+            Fault::new(Code::Quarantine, detail)
+                .remedy("the journal is older than the guest: see docs/handover.md, quarantine")
+        })
     }
 
     /// Carries out the actions of the ownership law while no move is under way.

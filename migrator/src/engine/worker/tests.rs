@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use towpath_protocol::identity::Epoch;
 use towpath_protocol::message::{Hello, Lane};
-use towpath_protocol::ownership::{Decider, Root};
+use towpath_protocol::ownership::{Decider, Delivery, Root};
 use towpath_protocol::version;
 
 use super::*;
@@ -110,7 +110,7 @@ fn a_relinquished_guests_move_that_cannot_be_taken_up_yet_is_tried_again() {
             attempt: order(1).attempt,
             target: order(1).target,
             root: Root([1; 32]),
-            is_whole: true,
+            delivery: Delivery::Whole,
         },
         verdicts: Vec::new(),
     };

@@ -2,7 +2,7 @@
 
 use rustix::fs::FlockOperation;
 use towpath_protocol::message::{Lane, Message};
-use towpath_protocol::ownership::{Decider, Origin, Root};
+use towpath_protocol::ownership::{Decider, Delivery, Origin, Root};
 use towpath_protocol::source::Event as SourceEvent;
 
 use super::*;
@@ -33,7 +33,7 @@ fn relinquished() -> State {
         attempt: order(1).attempt,
         target: order(1).target,
         root: Root([1; 32]),
-        is_whole: false,
+        delivery: Delivery::Partial,
     }
 }
 
@@ -319,6 +319,43 @@ fn a_process_that_lives_and_says_nothing_for_long_is_waited_for_again() {
     fake.standing(|standing| standing.is_silent = false);
     work_until(&mut worker, |worker| worker.ground.process.is_some());
     assert!(worker.ground.crash.is_none());
+}
+
+#[test]
+fn fault_27_a_guest_that_misses_blocks_is_owned_by_both_slots_of_its_journal() {
+    let (_folder, shared) = host("");
+    let mut worker = running(ground(&shared), 3);
+    let _fake = Fake::start(&worker.ground, Standing::default());
+    worker.ground.adopt_process(Duration::from_secs(5)).unwrap();
+    let is_unsettled = |worker: &Worker| worker.ground.journal.as_ref().unwrap().is_unsettled();
+    assert!(is_unsettled(&worker));
+    work_until(&mut worker, |worker| !is_unsettled(worker));
+    assert!(matches!(worker.role, Some(Role::Target(_))));
+}
+
+#[test]
+fn fault_27_a_guest_that_runs_without_the_record_of_that_is_neither_refused_nor_ended() {
+    let (_folder, shared) = host("");
+    let prepared = State::Prepared {
+        epoch: Epoch(2),
+        attempt: order(1).attempt,
+        source: order(1).target,
+    };
+    let mut worker = worker_of(ground(&shared), prepared.clone());
+    let _fake = Fake::start(&worker.ground, Standing::default());
+    worker.ground.adopt_process(Duration::from_secs(5)).unwrap();
+    take_up(&mut worker);
+    let Some(Role::Broken(ownership, fault)) = &worker.role else {
+        panic!("its move goes on, or is refused");
+    };
+    assert_eq!(fault.code, Code::Quarantine, "{fault}");
+    assert_eq!(ownership.record().state, prepared);
+    let durable = Record::decode(worker.ground.journal.as_ref().unwrap().record()).unwrap();
+    assert_eq!(durable.state, prepared);
+    assert!(worker.ground.process.as_ref().unwrap().is_alive());
+    worker.publish();
+    let view = shared.board().guests[&worker.ground.id].clone();
+    assert_eq!(view.state, GuestState::Quarantined);
 }
 
 #[test]
