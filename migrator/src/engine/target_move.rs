@@ -532,7 +532,7 @@ impl TargetMove {
             }
             Action::ArmMissing => self.arm(ground)?,
             Action::Run(epoch) => {
-                let at = ground.process()?.run(epoch)?;
+                let at = ground.process()?.run_loaded(epoch)?;
                 // From now on the guest counts as one that lives here, not as an arriving one.
                 ground
                     .shared

@@ -373,6 +373,16 @@ impl GuestProcess {
         self.start(&Request::Run { epoch }, RUN_WAIT)
     }
 
+    /// As [`Self::run`], for a guest whose memory and state were loaded, which takes no time. A
+    /// process that stands still must not keep its worker for as long as a first start may take.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub(crate) fn run_loaded(&mut self, epoch: Epoch) -> Result<MonotonicInstant, Fault> {
+        self.start(&Request::Run { epoch }, WORK_WAIT)
+    }
+
     fn start(&mut self, request: &Request, wait: Duration) -> Result<MonotonicInstant, Fault> {
         match self.transport.call(request, wait)? {
             (

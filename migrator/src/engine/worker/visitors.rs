@@ -254,10 +254,13 @@ impl Worker {
         let mut target = TargetMove::begin(&self.ground, ownership, visitor.setup);
         target.link_up(&mut self.ground, link, visitor.chunk_readers);
         target.heard(&mut self.ground, lane, message);
-        let is_answered = target.is_over() || target.is_blank();
+        let (is_refused, is_blank) = (target.is_over(), target.is_blank());
         self.role = Some(Role::Target(Box::new(target)));
-        self.remember_arrival();
-        if is_answered {
+        // A refused offer writes nothing to the folder of a guest that may live here.
+        if !is_refused {
+            self.remember_arrival();
+        }
+        if is_refused || is_blank {
             self.end_target();
         }
     }

@@ -65,6 +65,29 @@ fn a_visitor_that_reads_nothing_holds_nobody_up_and_goes() {
 }
 
 #[test]
+fn an_offer_of_a_guest_that_lives_here_writes_nothing_to_its_folder() {
+    let (folder, shared) = host("");
+    let mut worker = owning(&shared);
+    let _theirs = Lane::ALL.map(|lane| {
+        let (hello, lane, theirs) = greeted(&worker.ground, lane);
+        worker.lane(order(9).target, &hello, lane);
+        theirs
+    });
+    let number = worker.visitors[0].link.as_ref().unwrap().number;
+    let offer = Message::Prepare(Prepare {
+        name: "till".parse().unwrap(),
+        epoch: Epoch(3),
+        spaces: Vec::new(),
+        config: Vec::new(),
+    });
+    worker.heard(number, Lane::Control, offer);
+    worker.end_if_over();
+    assert!(matches!(worker.role, Some(Role::Idle(_))), "it is refused");
+    let file = folder.path().join("state/guests/till/arrival.json");
+    assert!(!file.exists());
+}
+
+#[test]
 fn an_attempt_whose_place_a_newer_one_takes_was_cancelled_by_nobody() {
     let (_folder, shared) = host("");
     let ground = ground(&shared);
