@@ -1,13 +1,11 @@
 //! What all parts of a running tunnel share.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towpath_certs::{Rejections, tls};
 use towpath_protocol::channel::{LinkId, RunId, StreamId};
-use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
@@ -15,42 +13,17 @@ use crate::channels::Channels;
 use crate::config::{Config, Limits};
 use crate::links::network::Network;
 use crate::links::peer::Peer;
+use crate::links::peers::Peers;
 use crate::measuring::outlook::Outlook;
 use crate::path::windows::Memory;
 use crate::quic::threads::Legs;
 use crate::reload::Reloads;
 use crate::state_files::Folder;
 use crate::streams::pool::Pool;
-use crate::streams::table::Meter;
+use crate::streams::services::{Service, Services};
 use crate::trust::Trust;
 use crate::trust::dropped::Dropped;
 use crate::trust::failures::LastRefused;
-
-/// A local service that peers may reach.
-#[derive(Debug)]
-pub(crate) struct Service {
-    pub reach: Reach,
-    pub allow: Vec<Name>,
-    pub meter: Arc<Meter>,
-}
-
-/// How connections to a service are made.
-#[derive(Debug)]
-pub(crate) enum Reach {
-    /// At a Unix socket; it is first told who opened the stream.
-    Told(PathBuf),
-    /// At its own listening address; it is not told who connects.
-    Plain(Endpoint),
-}
-
-impl std::fmt::Display for Reach {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Told(socket) => write!(f, "{}", socket.display()),
-            Self::Plain(endpoint) => write!(f, "{endpoint}"),
-        }
-    }
-}
 
 /// What all parts of a running tunnel share.
 #[derive(Debug)]
@@ -62,8 +35,8 @@ pub(crate) struct Core {
     /// The state folder, if one is configured.
     pub state: Option<Arc<Folder>>,
     pub limits: Limits,
-    pub peers: BTreeMap<Name, Arc<Peer>>,
-    pub services: BTreeMap<Name, Service>,
+    pub peers: Peers,
+    pub services: Services,
     pub channels: Channels,
     pub pool: Arc<Pool>,
     pub window_memory: Arc<Memory>,
@@ -91,21 +64,10 @@ impl Core {
             let made = Peer::new(peer, &config.site, &identity, &rejections, limits, zone)?;
             peers.insert(peer.site.clone(), Arc::new(made));
         }
-        let services = config.services.iter().map(|service| {
-            let made = Service {
-                reach: match &service.target {
-                    Some(target) => Reach::Plain(target.clone()),
-                    None => Reach::Told(service.socket.clone()),
-                },
-                allow: service.allow.clone(),
-                meter: Arc::new(Meter::capped(service.cap)),
-            };
-            (service.name.clone(), made)
-        });
         Ok(Self {
             config: config.clone(),
             site: config.site.clone(),
-            services: services.collect(),
+            services: Services::new(&config.services),
             limits: config.limits.clone(),
             channels: Channels::new(state.clone()),
             pool: Arc::default(),
@@ -120,7 +82,7 @@ impl Core {
             legs: Legs::start()?,
             state,
             trust,
-            peers,
+            peers: Peers::new(peers),
             rejections,
         })
     }
@@ -131,7 +93,7 @@ impl Core {
     }
 
     /// Returns the peer of a site.
-    pub(crate) fn peer(&self, site: &Name) -> Result<&Arc<Peer>, Fault> {
+    pub(crate) fn peer(&self, site: &Name) -> Result<Arc<Peer>, Fault> {
         self.peers.get(site).ok_or_else(|| {
             let detail = format!("{site} is no peer of this tunnel");
             Fault::new(Code::NotFound, detail).remedy(self.known_peers())
@@ -140,24 +102,23 @@ impl Core {
 
     /// Remedy for an unknown peer: names the known ones.
     pub(crate) fn known_peers(&self) -> String {
-        one_of("peers", self.peers.keys())
+        one_of("peers", self.peers.all().keys())
     }
 
     /// Returns a local service.
-    pub(crate) fn service(&self, name: &Name) -> Result<&Service, Fault> {
+    pub(crate) fn service(&self, name: &Name) -> Result<Arc<Service>, Fault> {
         self.services.get(name).ok_or_else(|| {
             let detail = format!("no service of this tunnel is called {name}");
-            Fault::new(Code::NotFound, detail).remedy(one_of("services", self.services.keys()))
+            Fault::new(Code::NotFound, detail)
+                .remedy(one_of("services", self.services.all().keys()))
         })
     }
 
     /// The sites of the peers without a link that can be used now.
-    pub(crate) fn unlinked(&self) -> Vec<&str> {
-        let peers = self.peers.values();
-        peers
-            .filter(|peer| !peer.state().is_usable())
-            .map(|peer| peer.site.as_str())
-            .collect()
+    pub(crate) fn unlinked(&self) -> Vec<String> {
+        let peers = self.peers.all();
+        let unlinked = peers.values().filter(|peer| !peer.state().is_usable());
+        unlinked.map(|peer| peer.site.to_string()).collect()
     }
 
     /// How long a stream may make no progress.

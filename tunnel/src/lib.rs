@@ -144,11 +144,11 @@ impl Tunnel {
 
     fn spawn(&mut self, socket: Socket, admin: Socket, http: Option<TcpListener>, stop: &Shutdown) {
         let (core, tasks) = (&self.core, &mut self.tasks);
-        for peer in core.peers.values() {
+        for peer in core.peers.all().values() {
             let (core, probed) = (Arc::clone(core), Arc::clone(peer));
             keep(tasks, probe::keep(core, probed, stop.clone()));
         }
-        for peer in core.peers.values() {
+        for peer in core.peers.all().values() {
             if let Some(address) = peer.address.clone() {
                 let peer = Arc::clone(peer);
                 keep(
@@ -256,7 +256,7 @@ impl Tunnel {
     pub async fn stop(mut self) {
         self.trigger.stop();
         let why = Fault::new(Code::Gone, "the tunnel stops");
-        for peer in self.core.peers.values() {
+        for peer in self.core.peers.all().values() {
             peer.streams.cut_all(&why);
             // Replaced links too: a stream that has not moved yet would wait for its next link.
             for link in peer.links() {

@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `peer` | one peer: its link, and the choice between two links |
+//! | `peers` | the peers of a running tunnel |
 //! | `link` | one link: two QUIC connections and the measurements taken over them |
 //! | `dial`, `backoff`, `addresses` | keeping the link to a peer that we dial; pauses between attempts; the peer's addresses |
 //! | `listen` | accepting links: admission, handshake, the pairing of two connections |
@@ -22,4 +23,5 @@ pub(crate) mod link;
 pub(crate) mod listen;
 pub(crate) mod network;
 pub(crate) mod peer;
+pub(crate) mod peers;
 pub(crate) mod watchdog;

@@ -4,7 +4,8 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `local` | the Unix socket on which local programs open streams |
-//! | `serve` | streams that a peer begins, and the services they lead to |
+//! | `serve` | streams that a peer begins |
+//! | `services` | the local services that peers may reach |
 //! | `seats` | limits on the streams that this side begins with a peer |
 //! | `table` | the live streams, by number; meters of bytes |
 //! | `life` | a stream from its beginning to its end, over as many links as it takes |
@@ -23,5 +24,6 @@ pub(crate) mod pump;
 pub(crate) mod resume;
 pub(crate) mod seats;
 pub(crate) mod serve;
+pub(crate) mod services;
 pub(crate) mod table;
 pub(crate) mod tails;

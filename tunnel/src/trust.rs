@@ -597,8 +597,8 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     // Everything that can fail comes before the first change.
     let server = tls::server_config(&identity, &core.rejections)
         .and_then(|tls| transport::server(tls, &core.limits))?;
-    let clients = core
-        .peers
+    let peers = core.peers.all();
+    let clients = peers
         .values()
         .map(|peer| peer.clients_of(&identity, &core.rejections, &core.limits))
         .collect::<Result<Vec<_>, _>>()?;
@@ -611,7 +611,7 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     if let Some(endpoint) = endpoint {
         endpoint.set_server_config(Some(server));
     }
-    for (peer, clients) in core.peers.values().zip(clients) {
+    for (peer, clients) in peers.values().zip(clients) {
         peer.set_clients(Some(clients));
     }
     *core.trust.reading.lock() = Reading {

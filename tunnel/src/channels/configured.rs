@@ -84,7 +84,7 @@ impl Channels {
                 .lock()
                 .await
                 .weigh(spec, Origin::Configured, now_unix());
-            let may_move = weighed == Ok(Change::Open) && core.peers.contains_key(&spec.peer);
+            let may_move = weighed == Ok(Change::Open) && core.peers.get(&spec.peer).is_some();
             if may_move && !channel.is_at(&spec.listen) {
                 channel.vacate().await;
             }

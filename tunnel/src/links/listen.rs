@@ -98,8 +98,11 @@ impl Listener {
     fn admit(&self, incoming: Incoming) -> Option<(Incoming, Place<IpAddr>)> {
         let address = incoming.remote_address().ip();
         let missing = || {
-            let peers = self.core.peers.values();
-            peers.filter(|peer| peer.state().up().is_none()).count()
+            let peers = self.core.peers.all();
+            peers
+                .values()
+                .filter(|peer| peer.state().up().is_none())
+                .count()
         };
         let is_proved = !incoming.may_retry();
         match self.gate.admit(address, is_proved, Instant::now(), missing) {
@@ -235,7 +238,7 @@ impl Listener {
             _place: place,
         };
         match self.pair(&join, this)? {
-            Some((urgent, bulk)) => self.link(peer, &join, version, (urgent, bulk)).await,
+            Some((urgent, bulk)) => self.link(&peer, &join, version, (urgent, bulk)).await,
             None => Ok(()),
         }
     }

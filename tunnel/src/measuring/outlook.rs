@@ -352,7 +352,7 @@ fn limit_of(cap: Option<Rate>) -> f64 {
 pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
     let loading = Arc::clone(&core);
     let load = move || {
-        for site in loading.peers.keys() {
+        for site in loading.peers.all().keys() {
             loading.outlook.load(site);
         }
     };
@@ -367,7 +367,7 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
         }
         let now = timetable::now();
         // Each peer's history is written in a different second of the hour.
-        for (place, peer) in (0_u64..).zip(core.peers.values()) {
+        for (place, peer) in (0_u64..).zip(core.peers.all().values()) {
             if core.outlook.look(peer, now) {
                 let (core, site) = (Arc::clone(&core), peer.site.clone());
                 tokio::task::spawn_blocking(move || core.outlook.learn_anew(&site));
@@ -384,11 +384,11 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
 /// Writes the histories of all peers at the end. A history that has not been read yet is not
 /// overwritten.
 pub(crate) async fn save_all(core: &Arc<Core>) {
-    let left = Arc::new(AtomicUsize::new(core.peers.len()));
+    let left = Arc::new(AtomicUsize::new(core.peers.count()));
     let (core, unsaved) = (Arc::clone(core), Arc::clone(&left));
     let save = move || {
         let began = Instant::now();
-        for site in core.peers.keys() {
+        for site in core.peers.all().keys() {
             if began.elapsed() >= SAVE_WAIT {
                 break;
             }

@@ -232,7 +232,7 @@ pub(crate) async fn run(
     budget: ProbeRequest,
 ) -> Result<ProbeView, Fault> {
     check(budget)?;
-    let peer = Arc::clone(core.peer(site)?);
+    let peer = core.peer(site)?;
     let Some(mut place) = Place::take(&peer.probes) else {
         let detail = format!("the way to {site} is being measured already");
         let remedy = "try again when that is done, within half a minute; `peers.probe` of the configuration measures too";

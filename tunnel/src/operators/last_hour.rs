@@ -74,7 +74,7 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
     loop {
         tokio::select! {
             () = stop.requested() => return,
-            _ = looks.tick() => core.peers.values().for_each(|peer| look(peer)),
+            _ = looks.tick() => core.peers.all().values().for_each(|peer| look(peer)),
         }
     }
 }

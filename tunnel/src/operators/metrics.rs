@@ -314,7 +314,7 @@ fn channels(core: &Core, registry: &Registry) -> prometheus::Result<()> {
 fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let (links, legs) = (Links::new(registry)?, Legs::new(registry)?);
     let (shares, fates) = (Shares::new(registry)?, Fates::new(registry)?);
-    for peer in core.peers.values() {
+    for peer in core.peers.all().values() {
         links.show(peer);
         for class in Class::ALL {
             shares.show(peer, class);
@@ -518,7 +518,7 @@ fn efforts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "Bytes sent by probes of the path to the peer.",
         peer,
     )?;
-    for peer in core.peers.values() {
+    for peer in core.peers.all().values() {
         let site = peer.site.as_str();
         let label = &[site];
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -564,7 +564,7 @@ fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "Ratio of outcomes between the p10 and p90 forecasts, 0 to 1; ideally 0.8.",
         scored,
     )?;
-    for peer in core.peers.values() {
+    for peer in core.peers.all().values() {
         for direction in Direction::ALL {
             let (site, way) = (peer.site.as_str(), direction.as_str());
             for (horizon, made) in core.outlook.predictions(peer, direction) {

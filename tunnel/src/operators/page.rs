@@ -69,7 +69,8 @@ const STYLE: &str = include_str!("page/style.css");
 pub(crate) fn render(core: &Core) -> String {
     let status = status::status(core);
     let now = timetable::now();
-    let charts = core.peers.values().map(|peer| chart(core, peer, now));
+    let peers = core.peers.all();
+    let charts = peers.values().map(|peer| chart(core, peer, now));
     page(&status, &charts.collect::<Vec<_>>(), now)
 }
 

@@ -61,11 +61,11 @@ async fn reload(core: &Arc<Core>) {
 /// A one-line summary of the links.
 fn line(core: &Core) -> String {
     let missing = core.unlinked();
-    let count = core.peers.len();
+    let count = core.peers.count();
     match missing.as_slice() {
         [] => format!("{count} of {count} links up"),
         missing => {
-            let up = count - missing.len();
+            let up = count.saturating_sub(missing.len());
             format!(
                 "{up} of {count} links up; no link to {}",
                 missing.join(", ")

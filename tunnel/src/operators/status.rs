@@ -15,13 +15,14 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::channels::Channel;
-use crate::core::{Core, Service};
+use crate::core::Core;
 use crate::links::link::{LegStanding, Link, Measured};
 use crate::links::peer::{Barred, Peer};
 use crate::links::watchdog::Hearing;
 pub use crate::measuring::outlook::{ForecastDocument, ForecastView, QuantilesView};
 use crate::operators::health::{self, Signs, Verdict};
 use crate::shaping::timetable;
+use crate::streams::services::Service;
 use crate::trust::failures::Refused;
 use crate::trust::{self, Trust, with_remedy};
 
@@ -30,7 +31,8 @@ pub use view::*;
 /// The tunnel's current status.
 pub(crate) fn status(core: &Core) -> StatusView {
     let host = core.trust.host();
-    let services = core.services.iter();
+    let services = core.services.all();
+    let services = services.iter();
     let services = services.map(|(name, service)| service_view(core, name, service));
     let channels = channels(core);
     StatusView {
@@ -41,6 +43,7 @@ pub(crate) fn status(core: &Core) -> StatusView {
         uptime_seconds: core.began.elapsed().as_secs(),
         links: core
             .peers
+            .all()
             .values()
             .map(|peer| link_view(core, peer))
             .collect(),
@@ -60,7 +63,7 @@ pub(crate) fn status(core: &Core) -> StatusView {
 
 /// Whether a peer has since made a link from the same address, so that the refusal is history.
 fn is_over(core: &Core, refused: &Refused) -> bool {
-    core.peers.values().any(|peer| {
+    core.peers.all().values().any(|peer| {
         let state = peer.state();
         let from = state
             .link
@@ -81,12 +84,12 @@ fn refused_view(refused: Refused) -> RefusedView {
 
 /// The current state of a service.
 pub(crate) fn service_view(core: &Core, name: &Name, service: &Service) -> ServiceView {
-    let peers = core.peers.values();
+    let peers = core.peers.all();
     ServiceView {
         name: name.to_string(),
         socket: service.reach.to_string(),
         allow: service.allow.iter().map(ToString::to_string).collect(),
-        streams: peers.map(|peer| peer.streams.count_to(name)).sum(),
+        streams: peers.values().map(|peer| peer.streams.count_to(name)).sum(),
         sent_bytes: service.meter.sent.load(Ordering::Relaxed),
         received_bytes: service.meter.received.load(Ordering::Relaxed),
         cap_bits_per_second: service.meter.quota.cap().map(Rate::bits_per_second),
@@ -139,7 +142,7 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
     let (spec, figures) = (channel.spec(), &channel.figures);
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let peer = core.peers.get(&spec.peer);
-    let verdict = peer.map(|peer| verdict(peer));
+    let verdict = peer.as_ref().map(|peer| verdict(peer));
     let link = peer.and_then(|peer| peer.state().link);
     let (state, reason) = match (channel.why_silent(), verdict) {
         (Some(why), _) => (ChannelState::Down, why),

@@ -28,7 +28,7 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
             () = stop.requested() => return,
             _ = looks.tick() => {}
         }
-        for peer in core.peers.values() {
+        for peer in core.peers.all().values() {
             if peer.shape() {
                 let (site, cap) = (&peer.site, cap_text(peer.send_rate()));
                 tracing::info!(peer = %site, %cap, "the timetable changes the cap");

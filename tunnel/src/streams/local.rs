@@ -313,7 +313,7 @@ pub(crate) async fn begin(core: &Core, open: &Open, kind: StreamOrigin) -> Resul
         let link = timeout_at(until, peer.link_to_begin()).await;
         let link = link.unwrap_or_else(|_| Err(unanswered()))?;
         let asked = tokio::select! {
-            asked = timeout_at(until, begin_over((core, peer), &link, open, &kind)) => Some(asked),
+            asked = timeout_at(until, begin_over((core, &peer), &link, open, &kind)) => Some(asked),
             () = peer.left(&link) => None,
         };
         match asked {

@@ -20,7 +20,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
 use crate::channels::Resetting;
-use crate::core::{Core, Reach, Service};
+use crate::core::Core;
 use crate::links::control;
 use crate::links::link::Link;
 use crate::links::peer::Peer;
@@ -30,6 +30,7 @@ use crate::streams::carrier::Carrier;
 use crate::streams::datagrams::{self, Connected, Registered};
 use crate::streams::local::Begun;
 use crate::streams::seats::SeatUse;
+use crate::streams::services::{Reach, Service};
 use crate::streams::table::{Beginner, Call, End, Entry, Found, Purpose, Stream};
 use strikes::Strikes;
 
@@ -95,13 +96,13 @@ pub(crate) fn identity_of(connection: &Connection) -> Result<HostIdentity, Fault
 pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
     let strikes = Arc::new(Strikes::default());
     let peer = core.peers.get(&link.peer.site);
-    if let (Some(peer), Some(control)) = (peer, link.take_control()) {
+    if let (Some(peer), Some(control)) = (&peer, link.take_control()) {
         let thread = core.legs.driving(Leg::Urgent, link.dialler == core.site);
         control::attend(thread, peer, link, control, core.stall());
     }
     for leg in [Leg::Urgent, Leg::Bulk] {
-        if let Some(peer) = peer {
-            let (peer, link) = (Arc::clone(peer), Arc::clone(link));
+        if let Some(peer) = peer.clone() {
+            let link = Arc::clone(link);
             tokio::spawn(async move {
                 while let Ok(datagram) = link.connection(leg).read_datagram().await {
                     peer.datagrams.deliver(datagram);
@@ -190,7 +191,7 @@ async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
     // The stream keeps its place while it waits, which holds back the peer's next streams. Resumed
     // streams do not wait.
     peer.begins.until_ready().await;
-    let (entry, program) = match admit(core, peer, &carrier.link, &begin).await {
+    let (entry, program) = match admit(core, &peer, &carrier.link, &begin).await {
         Ok(admitted) => admitted,
         Err(fault) => {
             refuse(&mut carrier.send, fault).await;
@@ -205,7 +206,7 @@ async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
     // Fails only on a stream that is already over.
     let _ = carrier.send.set_priority(begin.open.class.priority());
     let begun = Begun {
-        peer: Arc::clone(peer),
+        peer,
         entry,
         carrier,
     };
@@ -273,7 +274,7 @@ async fn admit(
     let number = (begin.stream, link.party());
     let theirs = Beginner::Them { most };
     let entry = peer.streams.add(number, purpose, theirs)?;
-    let program = reach(service, (peer, link), begin).await?;
+    let program = reach(&service, (peer, link), begin).await?;
     Ok((entry, program))
 }
 
@@ -330,11 +331,7 @@ async fn resume_stream(
 }
 
 /// Returns the service a peer asks for, if the peer may reach it.
-fn allowed<'a>(
-    core: &'a Core,
-    (site, link): (&Peer, &Link),
-    open: &Open,
-) -> Result<&'a Service, Fault> {
+fn allowed(core: &Core, (site, link): (&Peer, &Link), open: &Open) -> Result<Arc<Service>, Fault> {
     let told = &site.told;
     let (peer, service, site) = (&link.peer, &open.service, &open.peer);
     let denied = |why: &str| {

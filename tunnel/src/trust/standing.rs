@@ -157,7 +157,7 @@ fn is_soon(until_unix_seconds: u64, now: SystemTime) -> bool {
 
 /// Closes links that must not live, and replaces links that should not.
 pub(crate) fn attend(core: &Core) {
-    for peer in core.peers.values() {
+    for peer in core.peers.all().values() {
         for link in peer.links() {
             if !link.is_over() {
                 look(core, peer, &link);

@@ -126,11 +126,11 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
         )
         .remedy(core.known_peers())
     };
-    let found = core
-        .peers
-        .iter()
-        .find(|(site, _)| site.as_str() == query.peer);
-    let (_, peer) = found.ok_or_else(unknown)?;
+    let peers = core.peers.all();
+    let mut found = peers
+        .values()
+        .filter(|peer| peer.site.as_str() == query.peer);
+    let peer = found.next().ok_or_else(unknown)?;
     let direction = direction(query.direction.as_deref())?;
     let horizons = match query.at {
         None => HORIZONS

@@ -210,7 +210,9 @@ pub(super) async fn service(
 ) -> Result<Json<ServiceView>, Problem> {
     let name = name.parse()?;
     let service = core.service(&name)?;
-    Ok(Json(operators::status::service_view(&core, &name, service)))
+    Ok(Json(operators::status::service_view(
+        &core, &name, &service,
+    )))
 }
 
 /// Change the cap of a service until the next start or reload.
@@ -230,7 +232,9 @@ pub(super) async fn cap_service(
     let service = core.service(&name)?;
     service.meter.quota.set(wanted.cap);
     tracing::info!(service = %name, cap = %cap_text(wanted.cap), "cap changed by hand");
-    Ok(Json(operators::status::service_view(&core, &name, service)))
+    Ok(Json(operators::status::service_view(
+        &core, &name, &service,
+    )))
 }
 
 /// Measure the path to a peer now; answers when the measurement is done.
