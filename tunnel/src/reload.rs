@@ -1,8 +1,8 @@
 //! Reads the configuration again while the tunnel runs: settings that can change take effect; a
 //! file with a mistake changes nothing.
 //!
-//! Caps, timetables, shares and channels change at once, and so do the paths of certificates, key
-//! and lists. Everything else waits for the next start; the log and `/status` name those keys, and
+//! Services, caps, timetables, shares and channels change at once, and so do the paths of
+//! certificates, key and lists. Everything else waits for the next start; the log and `/status` name those keys, and
 //! say why a file is not used. Settings changed by hand meanwhile return to the file's values;
 //! channels that were pushed are not affected by the file.
 
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Mutex as AsyncMutex;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Config;
@@ -21,6 +22,8 @@ use crate::trust::with_remedy;
 /// Results of reading the configuration again: the last one, and counts of all.
 #[derive(Debug, Default)]
 pub(crate) struct Reloads {
+    /// Held during a reload, so that two never mix.
+    turn: AsyncMutex<()>,
     last: Mutex<ConfigurationView>,
     taken: AtomicU64,
     partly: AtomicU64,
@@ -68,8 +71,9 @@ impl Reloads {
     }
 }
 
-/// Reads configuration, certificates, key and lists again; links and streams are not affected.
+/// Reads configuration, certificates, key and lists again, after any reload under way.
 pub(crate) async fn all(core: &Arc<Core>) {
+    let _turn = core.reloads.turn.lock().await;
     tokio::join!(core.trust.look_now(), configuration(core));
 }
 
@@ -101,11 +105,8 @@ async fn apply(core: &Arc<Core>, config: &Config) {
             known.set_shaping(peer.shaping());
         }
     }
-    for service in &config.services {
-        if let Some(known) = core.services.get(&service.name) {
-            known.meter.quota.set(service.cap);
-        }
-    }
+    core.services.replace(&config.services);
+    core.services.cut_denied(&core.peers.all(), &core.site);
     core.channels.configure(core, &config.channels).await;
     if core.trust.follow(&config.certificates) {
         core.trust.look_now().await;
@@ -128,15 +129,13 @@ fn waiting(old: &Config, new: &Config) -> Vec<String> {
     let lasting = |config: &Config| {
         let mut config = config.clone();
         config.channels.clear();
+        config.services.clear();
         for peer in &mut config.peers {
             peer.send_rate = None;
             peer.send_timetable = None;
             peer.receive_rate = None;
             peer.receive_timetable = None;
             peer.shares.0.clear();
-        }
-        for service in &mut config.services {
-            service.cap = None;
         }
         // Serializing cannot fail: the configuration was read from such text.
         match serde_json::to_value(config) {

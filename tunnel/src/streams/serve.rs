@@ -274,6 +274,8 @@ async fn admit(
     let number = (begin.stream, link.party());
     let theirs = Beginner::Them { most };
     let entry = peer.streams.add(number, purpose, theirs)?;
+    // Asked again, because a reload cuts only the streams in the table.
+    allowed(core, (peer, link), &begin.open)?;
     let program = reach(&service, (peer, link), begin).await?;
     Ok((entry, program))
 }

@@ -10,6 +10,7 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::identity::Name;
 
 use crate::config::ServiceConfig;
+use crate::links::peers::PeersBySite;
 use crate::streams::table::Meter;
 
 /// Services by name, as they are at one moment.
@@ -65,6 +66,34 @@ impl Services {
             (config.name.clone(), Arc::new(Service::new(config, meter)))
         });
         Self(RwLock::new(Arc::new(services.collect())))
+    }
+
+    /// Replaces the services. A service that stays keeps its meter, so its counts go on and its
+    /// streams obey the new cap.
+    pub(crate) fn replace(&self, configs: &[ServiceConfig]) {
+        let mut all = self.0.write();
+        let services = configs.iter().map(|config| {
+            let known = all.get(&config.name).map(|known| Arc::clone(&known.meter));
+            let meter = known.unwrap_or_default();
+            meter.quota.set(config.cap);
+            (config.name.clone(), Arc::new(Service::new(config, meter)))
+        });
+        *all = Arc::new(services.collect());
+    }
+
+    /// Cuts the streams that peers have begun and may not have any more: those to a service that is
+    /// gone, or whose list of sites no longer names theirs.
+    pub(crate) fn cut_denied(&self, peers: &PeersBySite, ours: &Name) {
+        let services = self.all();
+        for (site, peer) in peers {
+            let may_have = |name: &Name| {
+                let service = services.get(name);
+                service.is_some_and(|service| service.allow.contains(site))
+            };
+            for (service, count) in peer.streams.cut_denied(ours, may_have) {
+                tracing::warn!(target: "audit", peer = %site, %service, count, "service withdrawn: streams cut");
+            }
+        }
     }
 
     /// The services of this moment.

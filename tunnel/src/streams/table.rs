@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 use towpath_protocol::channel::{Class, Leg, LinkId, Received, RunId, StreamId};
 use towpath_protocol::fault::{Code, Fault};
@@ -156,6 +157,19 @@ impl Stream {
         self.calls
             .try_send(Box::new(call))
             .map_err(|_| Fault::new(Code::Busy, "the stream resumes already"))
+    }
+
+    /// Tells the stream's task that the stream is over, however many calls wait before this one: a
+    /// peer must not be able to keep a stream by resuming it.
+    fn cut(&self, fault: &Fault) {
+        let call = Box::new(Call::Cut(fault.clone()));
+        if let Err(TrySendError::Full(call)) = self.calls.try_send(call) {
+            let calls = self.calls.clone();
+            tokio::spawn(async move {
+                // Fails only if the stream is over.
+                let _ = calls.send(call).await;
+            });
+        }
     }
 }
 
@@ -416,11 +430,29 @@ impl Streams {
         self.cut_where(fault, |stream| stream.party.host == *host);
     }
 
+    /// Cuts the streams that the peer has begun to services that it may not have. Returns how many
+    /// of which service.
+    pub(crate) fn cut_denied(
+        &self,
+        ours: &Name,
+        may_have: impl Fn(&Name) -> bool,
+    ) -> BTreeMap<Name, usize> {
+        let mut counts = BTreeMap::new();
+        let inner = self.inner();
+        let theirs = inner.live.values().filter(|stream| !stream.is_ours);
+        for stream in theirs.filter(|stream| !may_have(&stream.service)) {
+            let (site, service) = (&stream.party.host.site, &stream.service);
+            let detail = format!("{ours} offers {site} no service {service} any more");
+            stream.cut(&Fault::new(Code::Denied, detail));
+            *counts.entry(service.clone()).or_default() += 1;
+        }
+        counts
+    }
+
     fn cut_where(&self, fault: &Fault, is_meant: impl Fn(&Stream) -> bool) {
         let inner = self.inner();
         for stream in inner.live.values().filter(|stream| is_meant(stream)) {
-            // A stream whose queue of calls is full ends with its link.
-            let _ = stream.call(Call::Cut(fault.clone()));
+            stream.cut(fault);
         }
     }
 

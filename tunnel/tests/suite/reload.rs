@@ -134,7 +134,7 @@ async fn l06_rules_that_cannot_be_meant_change_nothing() {
 }
 
 /// Writes the configuration as its operator would.
-fn write(config: &Config, path: &Path) {
+pub(crate) fn write(config: &Config, path: &Path) {
     fs::write(path, toml::to_string(config).unwrap()).unwrap();
 }
 
