@@ -135,11 +135,14 @@ impl Core {
 /// Most names that a remedy lists; enough for every configuration written by hand.
 const NAMED_COUNT_MAX: usize = 16;
 
+/// Makes a tunnel use what was added to its file.
+const RELOAD: &str = "have it read again with `systemctl reload towpath-tunnel`";
+
 /// Remedy for an unknown name: lists the valid ones.
 fn one_of<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a Name>) -> String {
     if names.len() == 0 {
         return format!(
-            "add it to `{what}` in the tunnel's configuration, which has none, and start the tunnel again"
+            "add it to `{what}` in the tunnel's configuration, which has none; {RELOAD}"
         );
     }
     let more = names.len().saturating_sub(NAMED_COUNT_MAX);
@@ -150,7 +153,7 @@ fn one_of<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a Name>) -> Str
     } else {
         String::new()
     };
-    format!("{what} in use: {named}{more}; ones added to the file wait for the next start")
+    format!("{what} in use: {named}{more}; if another was added to the file, {RELOAD}")
 }
 
 /// Returns an unguessable link number.

@@ -70,7 +70,7 @@ pub use shaping::{shaper, shares};
 use crate::config::Config;
 use crate::core::Core;
 use crate::links::peer::State;
-use crate::links::{dial, listen};
+use crate::links::{listen, peers};
 use crate::measuring::outlook;
 use crate::operators::status::StatusView;
 use crate::operators::{admin, last_hour, service_manager};
@@ -144,19 +144,7 @@ impl Tunnel {
 
     fn spawn(&mut self, socket: Socket, admin: Socket, http: Option<TcpListener>, stop: &Shutdown) {
         let (core, tasks) = (&self.core, &mut self.tasks);
-        for peer in core.peers.all().values() {
-            let (core, probed) = (Arc::clone(core), Arc::clone(peer));
-            keep(tasks, probe::keep(core, probed, stop.clone()));
-        }
-        for peer in core.peers.all().values() {
-            if let Some(address) = peer.address.clone() {
-                let peer = Arc::clone(peer);
-                keep(
-                    tasks,
-                    dial::keep(Arc::clone(core), peer, address, stop.clone()),
-                );
-            }
-        }
+        tasks.spawn(peers::keep(Arc::clone(core), stop.clone()));
         if let Some(endpoint) = self.endpoint.clone() {
             keep(
                 tasks,

@@ -1,7 +1,7 @@
 //! Reads the configuration again while the tunnel runs: settings that can change take effect; a
 //! file with a mistake changes nothing.
 //!
-//! Services, caps, timetables, shares and channels change at once, and so do the paths of
+//! Peers, services and channels change at once with all their settings, and so do the paths of
 //! certificates, key and lists. Everything else waits for the next start; the log and `/status` name those keys, and
 //! say why a file is not used. Settings changed by hand meanwhile return to the file's values;
 //! channels that were pushed are not affected by the file.
@@ -13,9 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Mutex as AsyncMutex;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
 
 use crate::config::Config;
 use crate::core::Core;
+use crate::links::peer::Peer;
+use crate::links::peers::PeerChanges;
 use crate::operators::status::ConfigurationView;
 use crate::trust::with_remedy;
 
@@ -85,26 +88,45 @@ async fn configuration(core: &Arc<Core>) {
     // Blocking: the disk may be slow.
     let read = tokio::task::spawn_blocking(move || Config::load(&file)).await;
     let read = read.unwrap_or_else(|error| Err(Fault::new(Code::State, error.to_string())));
-    match read {
+    let applied = match read {
         Ok(config) => apply(core, &config).await,
-        Err(fault) => {
-            tracing::error!(%fault, "the changed configuration is not used");
-            core.reloads.note_refused(&fault);
-        }
+        Err(fault) => Err(fault),
+    };
+    if let Err(fault) = applied {
+        tracing::error!(%fault, "the changed configuration is not used");
+        core.reloads.note_refused(&fault);
     }
 }
 
-async fn apply(core: &Arc<Core>, config: &Config) {
+/// Takes a configuration into use.
+///
+/// # Errors
+///
+/// That of the first peer that cannot be added; then nothing has changed.
+async fn apply(core: &Arc<Core>, config: &Config) -> Result<(), Fault> {
+    // A different time zone waits for the next start, but the rules of the same zone may have
+    // changed.
+    let is_same_zone = config.time_zone.name() == core.config.time_zone.name();
+    let zone = match is_same_zone {
+        true => &config.time_zone,
+        false => &core.config.time_zone,
+    };
+    // Another site of our own waits for the next start, so our own may be among the peers until then.
+    let peers = config.peers.iter().filter(|peer| peer.site != core.site);
+    let changes = core.peers.replace(peers, |peer| {
+        let identity = core.trust.current();
+        let (limits, rejections) = (&core.limits, &core.rejections);
+        Peer::new(peer, &core.site, &identity, rejections, limits, zone)
+    })?;
     for peer in &config.peers {
         if let Some(known) = core.peers.get(&peer.site) {
-            // A different time zone waits for the next start, but the rules of the same zone may
-            // have changed.
-            if config.time_zone.name() == core.config.time_zone.name() {
-                known.set_zone(&config.time_zone);
-            }
+            known.set_zone(zone);
             known.set_shaping(peer.shaping());
+            known.set_address(peer.address.as_ref());
+            known.set_probe(peer.probe);
         }
     }
+    follow(core, changes).await;
     core.services.replace(&config.services);
     core.services.cut_denied(&core.peers.all(), &core.site);
     core.channels.configure(core, &config.channels).await;
@@ -121,6 +143,34 @@ async fn apply(core: &Arc<Core>, config: &Config) {
     }
     core.reloads.note_taken(waiting);
     tracing::info!("configuration read again");
+    Ok(())
+}
+
+/// Ends everything with removed peers, and reads the histories of added ones.
+async fn follow(core: &Arc<Core>, changes: PeerChanges) {
+    for peer in &changes.removed {
+        tracing::warn!(target: "audit", peer = %peer.site, "peer removed: links closed, streams cut");
+        peer.remove(&core.site);
+    }
+    for peer in &changes.added {
+        tracing::warn!(target: "audit", peer = %peer.site, "peer added");
+    }
+    let sites = |peers: &[Arc<Peer>]| peers.iter().map(|peer| peer.site.clone()).collect();
+    let [removed, added]: [Vec<Name>; 2] = [sites(&changes.removed), sites(&changes.added)];
+    let outlook = Arc::clone(core);
+    // Blocking: the disk may be slow. Waited for, because a later reload may add the peer again.
+    let saving = tokio::task::spawn_blocking(move || {
+        removed.iter().for_each(|site| outlook.outlook.remove(site));
+    });
+    if let Err(error) = saving.await {
+        tracing::error!(%error, "the histories of removed peers are lost");
+    }
+    added.iter().for_each(|site| core.outlook.add(site));
+    let outlook = Arc::clone(core);
+    // Not waited for: learning from a long history takes a while.
+    tokio::task::spawn_blocking(move || {
+        added.iter().for_each(|site| outlook.outlook.load(site));
+    });
 }
 
 /// Returns the top-level configuration keys that have changed but cannot change while the tunnel
@@ -130,13 +180,7 @@ fn waiting(old: &Config, new: &Config) -> Vec<String> {
         let mut config = config.clone();
         config.channels.clear();
         config.services.clear();
-        for peer in &mut config.peers {
-            peer.send_rate = None;
-            peer.send_timetable = None;
-            peer.receive_rate = None;
-            peer.receive_timetable = None;
-            peer.shares.0.clear();
-        }
+        config.peers.clear();
         // Serializing cannot fail: the configuration was read from such text.
         match serde_json::to_value(config) {
             Ok(serde_json::Value::Object(mut keys)) => {

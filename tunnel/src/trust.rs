@@ -597,6 +597,8 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     // Everything that can fail comes before the first change.
     let server = tls::server_config(&identity, &core.rejections)
         .and_then(|tls| transport::server(tls, &core.limits))?;
+    // A peer that is added meanwhile would keep the settings of the identity before.
+    let _unchanging = core.peers.hold();
     let peers = core.peers.all();
     let clients = peers
         .values()

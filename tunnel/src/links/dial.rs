@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, Endpoint};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use towpath_certs::Refusal;
@@ -96,19 +97,52 @@ impl Cause {
     }
 }
 
-/// Keeps the link to one peer until the tunnel stops.
-pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut stop: Shutdown) {
+/// Keeps the link to one peer until the tunnel stops, while the peer has an address. Without one,
+/// leaves the link in use alone.
+pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, mut stop: Shutdown) {
+    let mut addresses = peer.addresses();
+    loop {
+        let address = addresses.borrow_and_update().clone();
+        match address {
+            Some(address) => {
+                let place = PeerAddress::new(address);
+                keep_at(&core, &peer, (&place, &mut addresses), &mut stop).await;
+            }
+            None => tokio::select! {
+                () = stop.requested() => {}
+                // Fails only if the sender is dropped, and `peer` owns it.
+                _ = addresses.changed() => {}
+            },
+        }
+        if stop.is_requested() {
+            return;
+        }
+        let link = peer.state().link.filter(|link| link.dialler == core.site);
+        if let Some(link) = link.filter(|_| peer.is_dialled()) {
+            tracing::info!(site = %peer.site, "the peer has another address now");
+            peer.replace(&link);
+        }
+    }
+}
+
+/// Keeps the link to a peer at one address, until the tunnel stops or the address changes.
+async fn keep_at(
+    core: &Arc<Core>,
+    peer: &Arc<Peer>,
+    (place, addresses): (&Arc<PeerAddress>, &mut watch::Receiver<Option<String>>),
+    stop: &mut Shutdown,
+) {
     let seed = core::random_link().map_or(1, |link| u64::try_from(link.0 >> 64).unwrap_or(1));
     let mut backoff = Backoff::new(seed);
-    let place = PeerAddress::new(address);
     let mut changes = peer.subscribe();
     let mut network = core.network.subscribe();
     let mut next = Instant::now();
     let mut linked_since = None;
+    let is_needed = |state: &State| !state.is_usable() || state.is_outdated;
     loop {
-        let is_needed = |state: &State| !state.is_usable() || state.is_outdated;
         let cause = tokio::select! {
             () = stop.requested() => return,
+            _ = addresses.changed() => return,
             needed = changes.wait_for(is_needed) => match needed {
                 Ok(state) => {
                     if let Some(since) = linked_since.take() {
@@ -130,29 +164,21 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
                 _ => continue,
             },
         };
-        let found = async {
-            let connections = reach(&core, &peer, &place, (&mut backoff, next, cause)).await;
-            if let Some(link) = peer.state().waited_for() {
-                link.ask();
-                let round_trip = connections.urgent.rtt();
-                sleep(round_trip.min(ANSWER_WAIT_MAX) + ANSWER_SLACK).await;
-            }
-            connections
-        };
         let reached = tokio::select! {
             () = stop.requested() => return,
-            connections = found => Some(connections),
+            _ = addresses.changed() => return,
+            connections = find(core, peer, place, (&mut backoff, next, cause)) => Some(connections),
             // The current link answers again: its streams live on, and nothing is replaced.
             _ = changes.wait_for(|state| !is_needed(state)) => None,
         };
         // From the first byte of `Join` on, the peer may have replaced the current link with this
-        // one. Dropping the attempt because the current link answers again could then leave the
-        // peer with neither.
+        // one. Dropping the attempt because the current link answers again, or because the address
+        // changes, could then leave the peer with neither.
         let joined = match reached {
             None => Ok(()),
             Some(connections) => tokio::select! {
                 () = stop.requested() => return,
-                joined = join::join(&core, &peer, connections) => joined,
+                joined = join::join(core, peer, connections) => joined,
             },
         };
         next = Instant::now();
@@ -162,11 +188,27 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
                 linked_since = Some(next);
             }
             Err(unreached) => {
-                note_failure(&peer, &unreached);
+                note_failure(peer, &unreached);
                 next += backoff.after_failure();
             }
         }
     }
+}
+
+/// Dials until an attempt connects, and gives the link in use a last chance to answer.
+async fn find(
+    core: &Core,
+    peer: &Arc<Peer>,
+    place: &Arc<PeerAddress>,
+    when: (&mut Backoff, Instant, Cause),
+) -> Connections {
+    let connections = reach(core, peer, place, when).await;
+    if let Some(link) = peer.state().waited_for() {
+        link.ask();
+        let round_trip = connections.urgent.rtt();
+        sleep(round_trip.min(ANSWER_WAIT_MAX) + ANSWER_SLACK).await;
+    }
+    connections
 }
 
 /// How long to wait before dialling a peer that was linked since `linked_since`.

@@ -270,7 +270,7 @@ impl Joining<'_> {
     /// Starts to serve a link that both sides have taken.
     fn attend(&self, link: &Arc<Link>, [control, _]: [Words; 2]) {
         link.set_control(control);
-        serve::accept(self.core, link);
+        serve::accept(self.core, self.peer, link);
     }
 
     /// Closes connections that do not become a link, and returns the reason.

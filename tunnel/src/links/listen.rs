@@ -332,7 +332,7 @@ impl Listener {
         }
         let _ = bulk.answer.finish();
         link.set_control((urgent.answer, urgent.recv));
-        serve::accept(&self.core, &link);
+        serve::accept(&self.core, peer, &link);
         Ok(())
     }
 

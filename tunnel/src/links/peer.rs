@@ -11,7 +11,10 @@
 //! A replaced link keeps working until its streams have moved to the new link. If the new link ends
 //! first, the replaced link becomes the link in use again.
 
+mod clients;
+mod removal;
 pub(crate) mod rivals;
+mod shaped;
 mod state;
 
 use std::collections::VecDeque;
@@ -23,11 +26,9 @@ use std::time::{Instant, SystemTime};
 use governor::{DefaultDirectRateLimiter, Quota};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
-use towpath_certs::{Identity, Refusal, Rejections, tls};
+use towpath_certs::{Identity, Refusal, Rejections};
 use towpath_forecast::moment::Moment;
-use towpath_forecast::timetable::{Timetable, Week};
 use towpath_forecast::zone::Zone;
-use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
@@ -43,7 +44,6 @@ use crate::operators::health::{self, Whose};
 use crate::operators::last_hour::Recent;
 use crate::operators::status;
 use crate::quic::congestion::PathMemory;
-use crate::quic::transport;
 use crate::shaping::pace::Pacer;
 use crate::shaping::shares::Shaping;
 use crate::shaping::timetable;
@@ -51,8 +51,11 @@ use crate::streams::datagrams::DatagramFlows;
 use crate::streams::serve::StreamLog;
 use crate::streams::table::Streams;
 use crate::trust::failures::Failures;
-use crate::trust::standing::{self, Chain};
+use crate::trust::standing;
+pub(crate) use clients::Clients;
+use clients::clients;
 use rivals::Rivals;
+pub(crate) use shaped::Shaped;
 pub(crate) use state::{Barred, State, Unreached};
 
 /// New streams per second that a peer may open. A move opens four, an application a few per
@@ -75,69 +78,12 @@ pub(crate) fn tunnel_name(host: &HostIdentity) -> String {
     format!("the tunnel of {host}")
 }
 
-/// TLS and QUIC settings for dialling a link.
-#[derive(Debug, Clone)]
-pub(crate) struct Clients {
-    urgent: quinn::ClientConfig,
-    bulk: quinn::ClientConfig,
-    /// For the urgent connection to a peer that has been silent for a long time.
-    pub quiet: quinn::ClientConfig,
-    /// The certificate that we show, with the chain to its authority.
-    pub chain: Chain,
-}
-
-impl Clients {
-    /// The settings for one leg.
-    pub(crate) fn of(&self, leg: Leg) -> quinn::ClientConfig {
-        match leg {
-            Leg::Urgent => self.urgent.clone(),
-            Leg::Bulk => self.bulk.clone(),
-        }
-    }
-}
-
-/// The shaping rules for the traffic with a peer, and the rates that follow from them.
-#[derive(Debug)]
-pub(crate) struct Shaped {
-    pub rules: Shaping,
-    /// The cap on what we send, if it depends on the time of the week.
-    pub timetable: Option<Timetable>,
-    /// The cap on what we want to receive, if it depends on the time of the week.
-    receive_timetable: Option<Timetable>,
-}
-
-impl Shaped {
-    fn new(rules: Shaping, zone: &Zone) -> Self {
-        let timed = |week: &Option<Week>| {
-            let week = week.clone();
-            week.map(|week| Timetable::new(week, zone.clone()))
-        };
-        Self {
-            timetable: timed(&rules.send_timetable),
-            receive_timetable: timed(&rules.receive_timetable),
-            rules,
-        }
-    }
-
-    /// The cap on what we send at the given moment.
-    fn rate_at(&self, at: Moment) -> Option<Rate> {
-        let timed = self.timetable.as_ref().map(|table| table.rate_at(at));
-        timed.unwrap_or(self.rules.send_rate)
-    }
-
-    /// The cap on what we want to receive at the given moment.
-    fn receive_rate_at(&self, at: Moment) -> Option<Rate> {
-        let timed = self.receive_timetable.as_ref();
-        let timed = timed.map(|table| table.rate_at(at));
-        timed.unwrap_or(self.rules.receive_rate)
-    }
-}
-
 /// A site we keep a link to.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub site: Name,
-    pub address: Option<String>,
+    /// Where to dial the peer, as `host:port`. `None` if the peer has to dial.
+    address: watch::Sender<Option<String>>,
     shaping: Mutex<Arc<Shaped>>,
     zone: Mutex<Zone>,
     pub pacer: Arc<Pacer>,
@@ -153,7 +99,7 @@ pub(crate) struct Peer {
     pub told: StreamLog,
     pub probes: probe::Tally,
     /// How often to measure the path to the peer, and how much that may cost.
-    pub probe: Option<ProbeConfig>,
+    probe: watch::Sender<Option<ProbeConfig>>,
     /// `None` while this host has no key that fits its certificate.
     clients: Mutex<Option<Clients>>,
     /// The site whose link stays if both sites dial at once: the one whose name sorts first.
@@ -192,6 +138,7 @@ impl Peer {
             link: None,
             hearing: Hearing::Heard,
             is_outdated: false,
+            is_removed: false,
             reason: "not reached yet".to_owned(),
             remedy: None,
             barred: None,
@@ -201,7 +148,7 @@ impl Peer {
         let rate = shaped.rate_at(timetable::now());
         Ok(Self {
             site: config.site.clone(),
-            address: config.address.clone(),
+            address: watch::channel(config.address.clone()).0,
             pacer: Arc::new(Pacer::new(rate, shaped.rules.shares.clone())),
             shaping: Mutex::new(Arc::new(shaped)),
             zone: Mutex::new(zone.clone()),
@@ -213,7 +160,7 @@ impl Peer {
             dials: Default::default(),
             told: StreamLog::default(),
             probes: probe::Tally::default(),
-            probe: config.probe,
+            probe: watch::channel(config.probe).0,
             clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,
@@ -226,6 +173,36 @@ impl Peer {
             failures: Mutex::default(),
             rivals: Mutex::default(),
         })
+    }
+
+    /// Whether we dial the peer.
+    pub(crate) fn is_dialled(&self) -> bool {
+        self.address.borrow().is_some()
+    }
+
+    /// Where to dial the peer, now and after each change.
+    pub(crate) fn addresses(&self) -> watch::Receiver<Option<String>> {
+        self.address.subscribe()
+    }
+
+    /// Sets where to dial the peer; `None` if the peer has to dial.
+    pub(crate) fn set_address(&self, address: Option<&String>) {
+        self.address.send_if_modified(|ours| {
+            let is_other = ours.as_ref() != address;
+            *ours = address.cloned();
+            is_other
+        });
+    }
+
+    /// How often to measure the path, now and after each change.
+    pub(crate) fn probe_configs(&self) -> watch::Receiver<Option<ProbeConfig>> {
+        self.probe.subscribe()
+    }
+
+    /// Sets how often to measure the path, from the next due probe on.
+    pub(crate) fn set_probe(&self, probe: Option<ProbeConfig>) {
+        self.probe
+            .send_if_modified(|ours| std::mem::replace(ours, probe) != probe);
     }
 
     /// The settings to dial with now.
@@ -349,6 +326,9 @@ impl Peer {
     }
 
     fn unlinked(&self) -> Fault {
+        if self.state.borrow().is_removed {
+            return self.removal();
+        }
         let barred = self.state.borrow().barred.map(Barred::code);
         let verdict = status::verdict(self);
         let fault = Fault::new(
@@ -532,10 +512,14 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// `E_STATE` if the current link stays.
+    /// `E_STATE` if the current link stays, `E_GONE` if the peer has been removed.
     pub(crate) fn adopt(self: &Arc<Self>, link: &Arc<Link>) -> Result<(), Fault> {
         let mut refused = None;
         self.state.send_if_modified(|state| {
+            if state.is_removed {
+                refused = Some(self.removal());
+                return false;
+            }
             if let Some(current) = &state.link {
                 if let Err(fault) = self.check_replaced(current, link) {
                     refused = Some(fault);
@@ -768,23 +752,4 @@ fn note_down(state: &mut State, reason: String) {
     state.reason = reason;
     state.remedy = None;
     state.since = SystemTime::now();
-}
-
-fn clients(
-    site: &Name,
-    identity: &Identity,
-    rejections: &Arc<Rejections>,
-    limits: &Limits,
-) -> Result<Clients, Fault> {
-    let client = |leg| {
-        let tls = tls::client_config(identity, site, rejections)?;
-        transport::client(tls, limits, leg)
-    };
-    let quiet = tls::client_config(identity, site, rejections)?;
-    Ok(Clients {
-        urgent: client(Leg::Urgent)?,
-        bulk: client(Leg::Bulk)?,
-        quiet: transport::quiet_client(quiet, limits)?,
-        chain: identity.chain().into(),
-    })
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_forecast::count::{precise, whole};
@@ -93,7 +93,7 @@ impl Direction {
 pub(crate) struct Outlook {
     zone: Zone,
     folder: Option<Arc<Folder>>,
-    peers: BTreeMap<Name, Mutex<PeerHistory>>,
+    peers: RwLock<BTreeMap<Name, Arc<Mutex<PeerHistory>>>>,
 }
 
 /// What is known of one peer.
@@ -151,10 +151,27 @@ impl Outlook {
         Self {
             zone: config.time_zone.clone(),
             folder,
-            peers: peers
-                .map(|peer| (peer.site.clone(), Mutex::default()))
-                .collect(),
+            peers: RwLock::new(
+                peers
+                    .map(|peer| (peer.site.clone(), Arc::default()))
+                    .collect(),
+            ),
         }
+    }
+
+    /// Makes room for the history of a peer that was added, which then has to be read.
+    pub(crate) fn add(&self, site: &Name) {
+        self.peers.write().entry(site.clone()).or_default();
+    }
+
+    /// Ends the history of a peer that was removed, and writes it: the peer may be added again.
+    pub(crate) fn remove(&self, site: &Name) {
+        self.save(site);
+        self.peers.write().remove(site);
+    }
+
+    fn history(&self, site: &Name) -> Option<Arc<Mutex<PeerHistory>>> {
+        self.peers.read().get(site).cloned()
     }
 
     /// Calls `what` with a peer's forecaster; `None` while its history has not been read.
@@ -164,7 +181,8 @@ impl Outlook {
         direction: Direction,
         what: impl FnOnce(&Forecaster) -> T,
     ) -> Option<T> {
-        let known = self.peers.get(site)?.lock();
+        let known = self.history(site)?;
+        let known = known.lock();
         known
             .forecasters
             .as_ref()
@@ -173,13 +191,13 @@ impl Outlook {
 
     /// Records the path's capacity as found by a probe.
     pub(crate) fn note_probe(&self, site: &Name, bytes_per_second: u64) {
-        if let Some(known) = self.peers.get(site) {
+        if let Some(known) = self.history(site) {
             known.lock().probed = Some(bytes_per_second);
         }
     }
 
     /// Reads a peer's history. Takes a while, because everything is learnt again from it.
-    fn load(&self, site: &Name) {
+    pub(crate) fn load(&self, site: &Name) {
         let made = Direction::ALL.map(|direction| {
             let history = match &self.folder {
                 Some(folder) => files::load(folder, site, direction),
@@ -187,15 +205,16 @@ impl Outlook {
             };
             Forecaster::new(self.zone.clone(), history)
         });
-        if let Some(known) = self.peers.get(site) {
-            known.lock().forecasters = Some(made);
+        if let Some(known) = self.history(site) {
+            // The peer may have been removed and added again meanwhile, and its history read.
+            known.lock().forecasters.get_or_insert(made);
         }
     }
 
     /// Learns anew the forecasts that a clock that was put back has led astray. Takes as long as
     /// `load`.
     fn learn_anew(&self, site: &Name) {
-        let Some(known) = self.peers.get(site) else {
+        let Some(known) = self.history(site) else {
             return;
         };
         for direction in Direction::ALL {
@@ -231,7 +250,7 @@ impl Outlook {
     /// Samples one peer's link; returns whether its forecasts must be learnt anew.
     #[must_use]
     fn look(&self, peer: &Peer, now: Moment) -> bool {
-        let Some(known) = self.peers.get(&peer.site) else {
+        let Some(known) = self.history(&peer.site) else {
             return false;
         };
         let known = &mut *known.lock();
@@ -366,19 +385,27 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
             _ = looks.tick() => {}
         }
         let now = timetable::now();
-        // Each peer's history is written in a different second of the hour.
-        for (place, peer) in (0_u64..).zip(core.peers.all().values()) {
+        for peer in core.peers.all().values() {
             if core.outlook.look(peer, now) {
                 let (core, site) = (Arc::clone(&core), peer.site.clone());
                 tokio::task::spawn_blocking(move || core.outlook.learn_anew(&site));
             }
-            if count % SAVE_SECONDS == (SAVE_SECONDS / 2 + place) % SAVE_SECONDS {
+            if count % SAVE_SECONDS == save_second(&peer.site) {
                 let (core, site) = (Arc::clone(&core), peer.site.clone());
                 tokio::task::spawn_blocking(move || core.outlook.save(&site));
             }
         }
         count += 1;
     }
+}
+
+/// The second of an hour in which a peer's history is written. It depends on the site only, so that
+/// the histories are spread over the hour, and peers that come and go do not change those of others.
+fn save_second(site: &Name) -> u64 {
+    let bytes = site.as_str().bytes();
+    bytes.fold(0, |second, byte| {
+        (second * 31 + u64::from(byte)) % SAVE_SECONDS
+    })
 }
 
 /// Writes the histories of all peers at the end. A history that has not been read yet is not
@@ -496,11 +523,12 @@ mod tests {
         let outlook = Outlook {
             zone: Zone::utc(),
             folder: None,
-            peers: BTreeMap::from([(site.clone(), Mutex::default())]),
+            peers: RwLock::new(BTreeMap::from([(site.clone(), Arc::default())])),
         };
         outlook.load(&site);
         let has_to_learn = |now: u64| {
-            let known = &mut *outlook.peers[&site].lock();
+            let known = outlook.history(&site).unwrap();
+            let known = &mut *known.lock();
             for forecaster in known.forecasters.iter_mut().flatten() {
                 let now = Moment::from_unix_seconds(1_780_272_000 + now);
                 forecaster.observe(now, Sample::Capacity(1e6), 60);

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio::time::{
-    Instant as TokioInstant, MissedTickBehavior, interval, sleep, timeout, timeout_at,
+    Instant as TokioInstant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at,
 };
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::{BENCH_SERVICE, Class, Leg, Open};
@@ -466,12 +467,8 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Measures the path to a peer repeatedly, if configured, until the tunnel stops.
+/// Measures the path to a peer repeatedly, while configured, until the tunnel stops.
 pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, mut stop: Shutdown) {
-    let Some(config) = peer.probe else {
-        stop.requested().await;
-        return;
-    };
     let measure = |budget| {
         let (core, peer) = (&core, &peer);
         async move {
@@ -483,19 +480,40 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, mut stop: Shutdown) {
     };
     tokio::select! {
         () = stop.requested() => {}
-        () = again(config, measure) => {}
+        () = again(peer.probe_configs(), measure) => {}
     }
 }
 
-/// Measures at each interval with the configured budget, until dropped.
-async fn again<F: Future<Output = ()>>(config: ProbeConfig, measure: impl Fn(ProbeRequest) -> F) {
-    let budget = ProbeRequest {
-        bytes: config.bytes.bytes(),
-        time_ms: time_default(),
-    };
+/// Measures at each interval with the configured budget, until dropped. Another interval counts
+/// from the last measurement; one under way is not affected.
+async fn again<F: Future<Output = ()>>(
+    mut configs: watch::Receiver<Option<ProbeConfig>>,
+    measure: impl Fn(ProbeRequest) -> F,
+) {
+    let mut last = TokioInstant::now();
     loop {
-        sleep(config.interval.duration()).await;
-        measure(budget).await;
+        let config = *configs.borrow_and_update();
+        let due = async {
+            match config {
+                Some(config) => sleep_until(last + config.interval.duration()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            changed = configs.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        }
+        if let Some(config) = config {
+            measure(ProbeRequest {
+                bytes: config.bytes.bytes(),
+                time_ms: time_default(),
+            })
+            .await;
+        }
+        last = TokioInstant::now();
     }
 }
 
@@ -505,6 +523,7 @@ mod tests {
 
     use tokio::io::duplex;
     use tokio::sync::Notify;
+    use tokio::time::sleep;
     use towpath_daemon::units::Span;
 
     use super::*;
@@ -590,9 +609,10 @@ mod tests {
                 }
             }
         };
+        let (_kept, configs) = watch::channel(Some(config));
         let began = Instant::now();
         tokio::select! {
-            () = again(config, measure) => {}
+            () = again(configs, measure) => {}
             () = all.notified() => {}
         }
         assert!(began.elapsed() >= 5 * config.interval.duration());

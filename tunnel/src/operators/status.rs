@@ -150,7 +150,10 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
             Some(why) if verdict.state != LinkState::Down => (ChannelState::Failing, why),
             _ => (verdict.state.into(), verdict.reason),
         },
-        (None, None) => (ChannelState::Down, String::new()),
+        (None, None) => {
+            let reason = format!("{} is no peer of this tunnel", spec.peer);
+            (ChannelState::Down, reason)
+        }
     };
     ChannelView {
         name: spec.name.to_string(),
@@ -185,7 +188,7 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
     health::judge(&Signs {
         is_linked: state.up().is_some(),
         is_stalled: state.hearing != Hearing::Heard,
-        is_dialled: peer.address.is_some(),
+        is_dialled: peer.is_dialled(),
         revoked: match state.barred {
             Some(Barred::Revoked(whose)) => Some(whose),
             _ => None,
@@ -209,7 +212,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let (verdict, tally) = (verdict(peer), &peer.streams.tally);
     // A refused host is unidentified. While we wait for a peer to dial, it may be that peer, so its
     // remedy is shown here.
-    let is_waited_for = link.is_none() && peer.address.is_none() && state.remedy.is_none();
+    let is_waited_for = link.is_none() && !peer.is_dialled() && state.remedy.is_none();
     let refused = core.refused.last().filter(|_| is_waited_for);
     let waiting = refused.map(|refused| refused.remedy_of_peer());
     let groups = link.and_then(Link::key_exchanges);

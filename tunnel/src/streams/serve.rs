@@ -93,34 +93,31 @@ pub(crate) fn identity_of(connection: &Connection) -> Result<HostIdentity, Fault
 }
 
 /// Accepts a link's streams and datagrams until the link is over.
-pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
+pub(crate) fn accept(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
     let strikes = Arc::new(Strikes::default());
-    let peer = core.peers.get(&link.peer.site);
-    if let (Some(peer), Some(control)) = (&peer, link.take_control()) {
+    if let Some(control) = link.take_control() {
         let thread = core.legs.driving(Leg::Urgent, link.dialler == core.site);
         control::attend(thread, peer, link, control, core.stall());
     }
     for leg in [Leg::Urgent, Leg::Bulk] {
-        if let Some(peer) = peer.clone() {
-            let link = Arc::clone(link);
-            tokio::spawn(async move {
-                while let Ok(datagram) = link.connection(leg).read_datagram().await {
-                    peer.datagrams.deliver(datagram);
-                }
-            });
-        }
-        let (core, link) = (Arc::clone(core), Arc::clone(link));
+        let (receiving, carrying) = (Arc::clone(peer), Arc::clone(link));
+        tokio::spawn(async move {
+            while let Ok(datagram) = carrying.connection(leg).read_datagram().await {
+                receiving.datagrams.deliver(datagram);
+            }
+        });
+        let (core, peer, link) = (Arc::clone(core), Arc::clone(peer), Arc::clone(link));
         let strikes = Arc::clone(&strikes);
         tokio::spawn(async move {
             while let Ok((send, recv)) = link.connection(leg).accept_bi().await {
-                let (core, link) = (Arc::clone(&core), Arc::clone(&link));
+                let (core, peer, link) = (Arc::clone(&core), Arc::clone(&peer), Arc::clone(&link));
                 let strikes = Arc::clone(&strikes);
                 let is_dialled = link.dialler == core.site;
                 let thread = core.legs.driving(leg, is_dialled).clone();
                 thread.spawn(async move {
                     let carrier = Carrier::new(&link, leg, (send, recv));
                     drop(link);
-                    serve(&core, leg, carrier, &strikes).await;
+                    serve(&core, &peer, carrier, (leg, &strikes)).await;
                 });
             }
         });
@@ -129,25 +126,30 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
 
 /// Serves one QUIC stream. The stream may outlive its link, so nothing here but the carrier holds a
 /// reference to the link.
-async fn serve(core: &Arc<Core>, leg: Leg, mut carrier: Carrier, strikes: &Strikes) {
+async fn serve(
+    core: &Arc<Core>,
+    peer: &Arc<Peer>,
+    mut carrier: Carrier,
+    (leg, strikes): (Leg, &Strikes),
+) {
     match read_first(core, leg, &mut carrier).await {
-        Ok(First::Begin(begin)) => begin_stream(core, carrier, begin).await,
+        Ok(First::Begin(begin)) => begin_stream(core, peer, carrier, begin).await,
         Ok(First::Resume(resume)) => {
             let link = Arc::clone(&carrier.link);
-            if let Err(fault) = resume_stream(core, leg, carrier, resume).await {
-                strike(core, &link, &fault, strikes);
+            if let Err(fault) = resume_stream(peer, leg, carrier, resume).await {
+                strike(peer, &link, &fault, strikes);
             }
         }
         Err(fault) => {
             carrier.cut(wire::code(fault.code));
-            strike(core, &carrier.link, &fault, strikes);
+            strike(peer, &carrier.link, &fault, strikes);
         }
     }
 }
 
 /// Counts a QUIC stream without a valid preamble; a peer with several of these within a minute
 /// loses its link.
-fn strike(core: &Core, link: &Link, fault: &Fault, strikes: &Strikes) {
+fn strike(peer: &Peer, link: &Link, fault: &Fault, strikes: &Strikes) {
     // No strike: a program that gives up at once, or a lost link, ends a stream before its
     // preamble. Streams of a link that is over do not count either: an earlier strike may have
     // closed it.
@@ -156,8 +158,7 @@ fn strike(core: &Core, link: &Link, fault: &Fault, strikes: &Strikes) {
         return;
     }
     let is_last = strikes.add(Instant::now());
-    let peer = core.peers.get(&link.peer.site);
-    if let Some(untold) = peer.and_then(|peer| peer.told.wrong.next()) {
+    if let Some(untold) = peer.told.wrong.next() {
         let peer = &link.peer;
         tracing::warn!(target: "audit", %peer, %fault, is_last, untold, "stream refused");
     }
@@ -184,14 +185,11 @@ async fn read_first(core: &Core, leg: Leg, carrier: &mut Carrier) -> Result<Firs
 }
 
 /// Serves a stream that a peer begins.
-async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
-    let Some(peer) = core.peers.get(&carrier.link.peer.site) else {
-        return;
-    };
+async fn begin_stream(core: &Arc<Core>, peer: &Arc<Peer>, mut carrier: Carrier, begin: Begin) {
     // The stream keeps its place while it waits, which holds back the peer's next streams. Resumed
     // streams do not wait.
     peer.begins.until_ready().await;
-    let (entry, program) = match admit(core, &peer, &carrier.link, &begin).await {
+    let (entry, program) = match admit(core, peer, &carrier.link, &begin).await {
         Ok(admitted) => admitted,
         Err(fault) => {
             refuse(&mut carrier.send, fault).await;
@@ -206,7 +204,7 @@ async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
     // Fails only on a stream that is already over.
     let _ = carrier.send.set_priority(begin.open.class.priority());
     let begun = Begun {
-        peer,
+        peer: Arc::clone(peer),
         entry,
         carrier,
     };
@@ -286,14 +284,11 @@ async fn admit(
 ///
 /// `E_UNEXPECTED` for a violation by the peer: the wrong leg, or a stream that this side began.
 async fn resume_stream(
-    core: &Core,
+    peer: &Peer,
     leg: Leg,
     mut carrier: Carrier,
     resume: Resume,
 ) -> Result<(), Fault> {
-    let Some(peer) = core.peers.get(&carrier.link.peer.site) else {
-        return Ok(());
-    };
     let refused = match peer.streams.find(resume.stream, &carrier.link.party()) {
         Some(Found::Live(stream)) if stream.is_ours => {
             carrier.cut(wire::code(Code::Unexpected));

@@ -212,6 +212,8 @@ impl Ended {
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// Why no stream can begin any more.
+    closed: Option<Fault>,
     live: BTreeMap<StreamId, Arc<Stream>>,
     ended: VecDeque<Ended>,
     ended_count: u64,
@@ -307,7 +309,8 @@ impl Streams {
     ///
     /// # Errors
     ///
-    /// `E_BUSY` if the peer has as many as it may, `E_STATE` if the id is in use.
+    /// `E_BUSY` if the peer has as many as it may, `E_STATE` if the id is in use, the reason given
+    /// to [`Self::close`] after that.
     pub(crate) fn add(
         self: &Arc<Self>,
         (id, party): (StreamId, Party),
@@ -315,6 +318,9 @@ impl Streams {
         beginner: Beginner,
     ) -> Result<Entry, Fault> {
         let mut inner = self.inner();
+        if let Some(fault) = &inner.closed {
+            return Err(fault.clone());
+        }
         if let Beginner::Them { most } = beginner {
             let theirs = inner.live.values().filter(|stream| !stream.is_ours);
             if theirs.count() >= most {
@@ -418,6 +424,12 @@ impl Streams {
         let inner = self.inner();
         let theirs = inner.live.values().filter(|stream| !stream.is_ours);
         theirs.filter(|stream| stream.service == *service).count() as u64
+    }
+
+    /// Cuts all streams, and refuses new ones from now on.
+    pub(crate) fn close(&self, fault: &Fault) {
+        self.inner().closed = Some(fault.clone());
+        self.cut_all(fault);
     }
 
     /// Cuts all streams.

@@ -31,6 +31,7 @@ mod pauses;
 mod places;
 mod probe;
 mod reload;
+mod reload_peers;
 mod reload_services;
 mod renewals;
 mod resets;

@@ -17,6 +17,8 @@ pub(crate) struct State {
     pub hearing: Hearing,
     /// Whether a new link is wanted although this one works.
     pub is_outdated: bool,
+    /// Whether the configuration no longer names the peer.
+    pub is_removed: bool,
     /// Why there is no link, or why the last one ended.
     pub reason: String,
     /// The remedy for `reason`, if one is known.
