@@ -111,7 +111,8 @@ const TUNNEL_EXAMPLES: &str = "\
 Example:
   towpath-tunnel --config /etc/towpath/tunnel.toml
 
-SIGHUP reloads the configuration and the certificates; no stream is dropped.";
+SIGHUP reloads the configuration and the certificates; only streams of removed peers and
+services are dropped.";
 
 /// The tunnel daemon, which keeps this host's links to other sites; same as `towpath tunnel run`.
 #[derive(Debug, Parser)]

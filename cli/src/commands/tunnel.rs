@@ -37,7 +37,8 @@ Examples:
   towpath tunnel run --config /etc/towpath/tunnel.toml
   towpath tunnel run --config ./edge.toml --log info,towpath_tunnel=debug
 
-SIGHUP reloads the configuration and the certificates without dropping a stream.";
+SIGHUP reloads the configuration and the certificates; only streams of removed peers and
+services are dropped.";
 
 /// The subcommands of `towpath tunnel`.
 #[derive(Debug, Subcommand)]
