@@ -9,8 +9,12 @@ use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
-use super::Round;
 use super::amounts::scaled_time;
+use super::finished::Finished;
+use super::round::Round;
+use super::spans::Base;
+use super::told::Shown;
+use super::{Estimator, Phase};
 
 /// Round trips after which a belief is dropped, neither confirmed nor refuted. Behind a short queue
 /// it takes that many until much less is in flight.
@@ -71,5 +75,78 @@ impl Belief {
     /// Whether a round trip is no longer than before, within an eighth.
     pub(super) fn is_alike(&self, rtt: Duration) -> bool {
         rtt < self.rtt_before + self.rtt_before / 8
+    }
+}
+
+impl Estimator {
+    /// Takes the rate of a round as the path's; earlier packets that are lost exceeded it. The
+    /// pacer still uses the queue's round trip for a while, so the next rounds may not fill the
+    /// path.
+    pub(super) fn believe(&mut self, finished: &Finished) {
+        let (rate, base) = (finished.rate, finished.base);
+        self.settled_at = self.settled_at.max(finished.now);
+        self.phase = Phase::Filling { round_count: 2 };
+        let fitting = self.window_for(rate, base);
+        let belief = self.suspicion(finished, base + self.allowance_at(rate));
+        if fitting < self.window_bytes - self.window_bytes / 8 {
+            self.suspect_anew(belief);
+        } else {
+            self.suspect(belief);
+        }
+        self.rate_bytes_per_second = rate;
+        self.empty_rounds.reset();
+        self.window_bytes = self.window_bytes.min(fitting);
+    }
+
+    /// The belief that a round suggests: less in flight from now on shortens round trips to
+    /// `allowed`.
+    pub(super) const fn suspicion(&self, finished: &Finished, allowed: Duration) -> Belief {
+        Belief {
+            since: finished.now,
+            rtt_before: finished.round.rtt_min,
+            rtt_allowed: allowed,
+            window_before: self.window_bytes,
+            rate_before: self.rate_bytes_per_second,
+            round_count: 0,
+        }
+    }
+
+    /// Adopts a belief, unless an earlier one that it agrees with is being tested.
+    pub(super) fn suspect(&mut self, belief: Belief) {
+        let is_news = |known: Belief| !known.is_alike(belief.rtt_before);
+        if self.belief.is_none_or(is_news) {
+            self.suspect_anew(belief);
+        }
+    }
+
+    /// Adopts a belief; the test of an earlier one no longer counts.
+    fn suspect_anew(&mut self, belief: Belief) {
+        self.belief = Some(self.belief.map_or(belief, |known| belief.after(known)));
+    }
+
+    /// Returns the old rate if having less in flight has not shortened the round trips. One such
+    /// round is enough if it shows a queue, else it takes two.
+    pub(super) fn refuted(&mut self, finished: &Finished) -> Option<u64> {
+        let round = &finished.round;
+        self.belief = self.belief.filter(|belief| !belief.is_old(finished.now));
+        let belief = self.belief.as_mut()?;
+        if round.is_app_limited || !belief.is_tested_by(round) {
+            return None;
+        }
+        if !belief.note(round) {
+            self.belief = None;
+            return None;
+        }
+        (finished.is_told || belief.round_count > 1).then_some(belief.rate_before)
+    }
+
+    /// Takes the path as longer and free of a queue, and fills it again at `rate`.
+    pub(super) fn lengthen(&mut self, finished: &Finished, rate: u64) {
+        let (now, base) = (finished.now, finished.round.rtt_min);
+        self.base = Base::of(base, now);
+        self.told = Shown::default();
+        self.rate_bytes_per_second = rate;
+        self.startup_bytes_max = self.window_for(rate, base);
+        self.start_from(now, self.window_bytes.max(self.startup_bytes_max / 4));
     }
 }

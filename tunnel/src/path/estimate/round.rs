@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
-use super::is_long;
+use super::Ack;
 use super::spans::PEAK_TIME;
+
+/// The longest time without any acknowledgement, beyond two round trips, that is not an
+/// interruption. Twice the longest time a peer may hold an acknowledgement back.
+const GAP_MIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Round {
@@ -45,6 +49,21 @@ impl Round {
         }
     }
 
+    /// Adds an acknowledged packet; returns the time since the one before.
+    pub(super) fn note(&mut self, ack: &Ack) -> Duration {
+        let rtt = ack.rtt();
+        self.rtt_min = self.rtt_min.min(rtt);
+        self.rtt_sum += rtt;
+        self.packet_count = self.packet_count.saturating_add(1);
+        let gap = ack.now.since(self.arrived);
+        self.gap_max = self.gap_max.max(gap);
+        self.arrived = ack.now;
+        self.delivered_bytes += ack.bytes;
+        self.is_app_limited |= ack.is_app_limited || ack.is_cruising;
+        self.is_cruising |= ack.is_cruising;
+        gap
+    }
+
     /// Whether it was long and packets arrived all the time. An unscheduled process never looks
     /// like this.
     pub(super) fn is_steady(&self, elapsed: Duration) -> bool {
@@ -56,4 +75,9 @@ impl Round {
     pub(super) fn is_interrupted(&self, elapsed: Duration, base: Duration) -> bool {
         self.gap_max > elapsed / 2 && is_long(self.gap_max, base)
     }
+}
+
+/// Whether a gap between acknowledgements is longer than a path with this base explains.
+pub(super) fn is_long(gap: Duration, base: Duration) -> bool {
+    gap > 2 * base + GAP_MIN
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::amounts::per_second;
 use super::*;
 
 const PACKET: u64 = 1400;
@@ -261,7 +262,7 @@ fn what_is_lost_below_the_rate_of_the_path_does_not_make_the_window_smaller() {
     simulation.path.jitter_nanos = MILLI;
     simulation.run_until(9 * SECOND);
     assert!(simulation.estimator.estimate().is_losing);
-    assert_eq!(simulation.estimator.allowance, ALLOWANCE);
+    assert_eq!(simulation.estimator.allowance.time(), ALLOWANCE);
     assert!(simulation.estimator.window_bytes() >= window_bytes / 10 * 9);
 }
 
@@ -311,7 +312,7 @@ fn a_path_whose_buffer_shows_no_queue_is_not_flooded() {
 fn a_window_that_grew_in_vain_is_tried_again_soon_once_a_queue_was_seen() {
     let mut simulation = Simulation::new(Path::new(50, 200, 100));
     simulation.run_until(5 * SECOND);
-    simulation.estimator.empty_rounds_max = EMPTY_ROUNDS_MAX;
+    simulation.estimator.empty_rounds.set_patience_max();
     simulation.run_until(15 * SECOND);
     simulation.path.rate_bytes_per_second *= 4;
     simulation.run_until(20 * SECOND);
