@@ -33,12 +33,15 @@
 //! `Joined` carry the number of each tunnel's run, because a tunnel that was restarted knows none
 //! of its streams.
 
+mod per_leg;
+
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Code, Fault};
 use crate::frame::{self, FLAG_CRITICAL, HEADER_BYTES, Header};
 use crate::identity::{HostIdentity, Name};
 use crate::version::VersionRange;
+pub use per_leg::PerLeg;
 
 /// Most bytes of a preamble's body, which is 1 KiB with the header. It bounds what an
 /// unauthenticated local program can make the tunnel hold before it has named its peer.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use towpath_protocol::channel::{Class, Leg};
+use towpath_protocol::channel::{Class, Leg, PerLeg};
 
 /// Traffic over the links to a peer, per class.
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ pub(crate) struct Counters {
     /// Datagrams dropped because there were too many.
     dropped: [AtomicU64; Class::ALL.len()],
     waits: [Waits; Class::ALL.len()],
-    packets: [Packets; Leg::ALL.len()],
+    packets: PerLeg<Packets>,
 }
 
 /// Time that data waited here before it was given to QUIC: for a cap, a share, a turn, or room on
@@ -63,14 +63,14 @@ impl Counters {
     /// Adds the packets that a connection of a leg has sent since the last call, and those found
     /// lost.
     pub(crate) fn add_packets(&self, leg: Leg, sent: u64, lost: u64) {
-        let packets = &self.packets[leg as usize];
+        let packets = &self.packets[leg];
         packets.sent.fetch_add(sent, Ordering::Relaxed);
         packets.lost.fetch_add(lost, Ordering::Relaxed);
     }
 
     /// Packets sent over a leg, and how many of them were lost.
     pub(crate) fn packets(&self, leg: Leg) -> (u64, u64) {
-        let packets = &self.packets[leg as usize];
+        let packets = &self.packets[leg];
         // Lost is read first, so that it never exceeds sent.
         let lost = packets.lost.load(Ordering::Relaxed);
         (packets.sent.load(Ordering::Relaxed), lost)

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use towpath_certs::Refusal;
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::Leg;
+use towpath_protocol::channel::{Leg, PerLeg};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Limits;
@@ -298,8 +298,7 @@ async fn connect(
             tokio::try_join!(dial(clients.of(Leg::Urgent), Leg::Urgent), bulk)?
         };
         Ok(Connections {
-            urgent,
-            bulk,
+            both: PerLeg { urgent, bulk },
             shown: Arc::clone(&clients.chain),
             source,
         })

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::time::timeout;
 use towpath_protocol::channel::{
-    Join, Joined, LINK_VERSIONS, Leg, LinkId, PathReport, Preamble, RunId,
+    Join, Joined, LINK_VERSIONS, Leg, LinkId, PathReport, PerLeg, Preamble, RunId,
 };
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
@@ -41,8 +41,7 @@ use crate::trust::standing::{self, Chain, Papers};
 
 /// The two connections of a link that is being made.
 pub(crate) struct Connections {
-    pub urgent: Connection,
-    pub bulk: Connection,
+    pub both: PerLeg<Connection>,
     /// The certificate chain that we have shown on both.
     pub shown: Chain,
     /// The local address that they were dialled from.
@@ -91,8 +90,8 @@ pub(crate) async fn join(
     peer: &Arc<Peer>,
     connections: Connections,
 ) -> Result<(), Unreached> {
-    let host = serve::identity_of(&connections.urgent)?;
-    let is_same = serve::identity_of(&connections.bulk)? == host;
+    let host = serve::identity_of(&connections.both.urgent)?;
+    let is_same = serve::identity_of(&connections.both.bulk)? == host;
     let joining = Joining {
         core,
         peer,
@@ -177,17 +176,13 @@ impl Joining<'_> {
     }
 
     /// Sends `Join` on both connections.
-    async fn ask(&self) -> Result<[Words; 2], Fault> {
-        let connections = &self.connections;
-        let (urgent, bulk) = tokio::try_join!(
-            self.ask_on(&connections.urgent, Leg::Urgent),
-            self.ask_on(&connections.bulk, Leg::Bulk),
-        )?;
-        Ok([urgent, bulk])
+    async fn ask(&self) -> Result<PerLeg<Words>, Fault> {
+        let (urgent, bulk) = tokio::try_join!(self.ask_on(Leg::Urgent), self.ask_on(Leg::Bulk))?;
+        Ok(PerLeg { urgent, bulk })
     }
 
-    async fn ask_on(&self, connection: &Connection, leg: Leg) -> Result<Words, Fault> {
-        let opened = connection.open_bi().await;
+    async fn ask_on(&self, leg: Leg) -> Result<Words, Fault> {
+        let opened = self.connections.both[leg].open_bi().await;
         let (mut send, recv) =
             opened.map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
         let join = Preamble::Join(Join {
@@ -202,7 +197,7 @@ impl Joining<'_> {
     }
 
     /// Waits for the peer's answers on both connections.
-    async fn hear(&self, [urgent, bulk]: &mut [Words; 2]) -> Result<Terms, Fault> {
+    async fn hear(&self, PerLeg { urgent, bulk }: &mut PerLeg<Words>) -> Result<Terms, Fault> {
         let (terms, _) = tokio::try_join!(self.hear_on(urgent), self.hear_on(bulk))?;
         Ok(terms)
     }
@@ -241,8 +236,7 @@ impl Joining<'_> {
                 run: terms.run,
             },
             dialler: self.core.site.clone(),
-            urgent: connections.urgent.clone(),
-            bulk: connections.bulk.clone(),
+            connections: connections.both.clone(),
             told: self.told,
             theirs: terms.receive_rate_max,
         };
@@ -268,26 +262,26 @@ impl Joining<'_> {
     }
 
     /// Starts to serve a link that both sides have taken.
-    fn attend(&self, link: &Arc<Link>, [control, _]: [Words; 2]) {
-        link.set_control(control);
+    fn attend(&self, link: &Arc<Link>, words: PerLeg<Words>) {
+        link.set_control(words.urgent);
         serve::accept(self.core, self.peer, link);
     }
 
     /// Closes connections that do not become a link, and returns the reason.
     fn refused(&self, fault: Fault) -> Unreached {
-        let Connections { urgent, bulk, .. } = &self.connections;
+        let both = &self.connections.both;
         // Only now is it known whether the peer refuses our certificate: in TLS 1.3 the dialling
         // side finishes its handshake before the peer has checked its certificate.
-        let why = urgent.close_reason().or_else(|| bulk.close_reason());
+        let why = both.iter().find_map(Connection::close_reason);
         let unreached = match why {
             Some(reason) if fault.code == Code::Unreachable => failures::of(&reason, None)
                 .unwrap_or_else(|| Fault::new(fault.code, reason.to_string()).into()),
             _ => fault.into(),
         };
-        if [urgent, bulk].into_iter().any(failures::is_told_revoked) {
+        if both.iter().any(failures::is_told_revoked) {
             standing::note_refused(self.peer, &self.host, &self.connections.shown);
         }
-        for connection in [urgent, bulk] {
+        for connection in both.iter() {
             close(connection, unreached.fault.code, "not joined");
         }
         unreached

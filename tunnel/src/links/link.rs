@@ -16,7 +16,7 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionStats, RecvStream, SendStream, VarInt};
 use rustls::NamedGroup;
 use tokio::sync::watch;
-use towpath_protocol::channel::{Class, Leg, LinkId, RunId};
+use towpath_protocol::channel::{Class, Leg, LinkId, PerLeg, RunId};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
@@ -94,16 +94,15 @@ pub(crate) struct Link {
     pub papers: Papers,
     /// The local address that we dialled from; `None` if the peer dialled or if it is unknown.
     source: Option<IpAddr>,
-    urgent: Connection,
-    bulk: Connection,
+    connections: PerLeg<Connection>,
     /// The run of the peer's tunnel.
     run: RunId,
     /// The control stream, until the control task takes it.
     control: Mutex<Option<(SendStream, RecvStream)>>,
     /// Streams carried, by leg.
-    carried: [Arc<AtomicU64>; 2],
+    carried: PerLeg<Arc<AtomicU64>>,
     /// Streams that wait until their program takes what has arrived, by leg.
-    waiting: [Arc<AtomicU64>; 2],
+    waiting: PerLeg<Arc<AtomicU64>>,
     retired: Mutex<Option<StdInstant>>,
     /// Whether we have ended the link and its streams with it.
     is_given_up: AtomicBool,
@@ -143,8 +142,7 @@ pub(crate) struct Joint {
     pub party: Party,
     /// The site that dialled.
     pub dialler: Name,
-    pub urgent: Connection,
-    pub bulk: Connection,
+    pub connections: PerLeg<Connection>,
     /// The cap on what we want to receive, as told to the peer.
     pub told: Option<Rate>,
     /// The cap on what the peer wants to receive, as told to us.
@@ -172,8 +170,8 @@ impl Link {
     /// Makes a link to a site.
     pub(crate) fn new(joint: Joint, site: &Peer, memory: &Arc<Memory>) -> Self {
         let Party { host: peer, run } = joint.party;
-        let (urgent, bulk) = (joint.urgent, joint.bulk);
-        for connection in [&urgent, &bulk] {
+        let connections = joint.connections;
+        for connection in connections.iter() {
             if connection
                 .remote_address()
                 .ip()
@@ -184,7 +182,8 @@ impl Link {
                 delay.set_local();
             }
         }
-        let began = DelayController::of(&bulk).map_or_else(StdInstant::now, |delay| delay.began());
+        let began = DelayController::of(&connections.bulk)
+            .map_or_else(StdInstant::now, |delay| delay.began());
         Self {
             id: joint.id,
             peer,
@@ -198,12 +197,11 @@ impl Link {
             turns: Turns::default(),
             papers: Papers::default(),
             source: None,
-            urgent,
-            bulk,
+            connections,
             run,
             control: Mutex::default(),
-            carried: Default::default(),
-            waiting: Default::default(),
+            carried: PerLeg::default(),
+            waiting: PerLeg::default(),
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             is_joined: AtomicBool::new(true),
@@ -264,7 +262,7 @@ impl Link {
     /// Whether the kernel now sends to the peer from another address than when we dialled. The peer
     /// only answers to the old address.
     pub(crate) fn has_moved(&self) -> bool {
-        let peer = self.urgent.remote_address();
+        let peer = self.connections.urgent.remote_address();
         self.source
             .is_some_and(|source| network::has_moved(source, peer))
     }
@@ -275,21 +273,21 @@ impl Link {
     }
 
     /// The connection of the given leg.
-    pub(crate) const fn connection(&self, leg: Leg) -> &Connection {
-        match leg {
-            Leg::Urgent => &self.urgent,
-            Leg::Bulk => &self.bulk,
-        }
+    pub(crate) fn connection(&self, leg: Leg) -> &Connection {
+        &self.connections[leg]
     }
 
-    /// The key exchange groups negotiated by the urgent and the bulk connection.
-    pub(crate) fn key_exchanges(&self) -> Option<[NamedGroup; 2]> {
+    /// The key exchange groups that the connections negotiated.
+    pub(crate) fn key_exchanges(&self) -> Option<PerLeg<NamedGroup>> {
         let negotiated = |connection: &Connection| {
             let said = connection.handshake_data()?;
             let said = said.downcast::<HandshakeData>().ok()?;
             Some(said.negotiated_key_exchange_group)
         };
-        Some([negotiated(&self.urgent)?, negotiated(&self.bulk)?])
+        Some(PerLeg {
+            urgent: negotiated(&self.connections.urgent)?,
+            bulk: negotiated(&self.connections.bulk)?,
+        })
     }
 
     /// Whether the peer has stopped answering on one of the connections.
@@ -342,7 +340,7 @@ impl Link {
 
     /// Counts a stream as carried by the given leg until the result is dropped.
     pub(crate) fn carry(&self, leg: Leg) -> Carrying {
-        Carrying::one_of(&self.carried[leg as usize])
+        Carrying::one_of(&self.carried[leg])
     }
 
     /// Number of streams that the link carries.
@@ -361,7 +359,7 @@ impl Link {
 
     /// Counts a stream of the given leg as waiting for its program until the result is dropped.
     pub(crate) fn wait_for_program(&self, leg: Leg) -> Carrying {
-        Carrying::one_of(&self.waiting[leg as usize])
+        Carrying::one_of(&self.waiting[leg])
     }
 
     /// Limit for the bytes kept of all streams of a leg until the peer has handed them on.
@@ -438,17 +436,17 @@ impl Link {
     /// Passes the estimate of the path to the cruise, and the cruise's result to the controller.
     fn look(&self, cruise: &mut Cruise, now: Instant) {
         if cruise.is_curious(now)
-            && let Some(delay) = DelayController::of(&self.bulk)
+            && let Some(delay) = DelayController::of(&self.connections.bulk)
         {
             let estimate = delay.estimate();
-            let left = self.urgent.stats().udp_tx;
+            let left = self.connections.urgent.stats().udp_tx;
             cruise.note_urgent(now, left.datagrams, left.bytes);
             cruise.look(now, &estimate);
             if !cruise.is_cruising() {
                 // Data that QUIC already holds when the rate becomes known is not paced, so QUIC's
                 // buffer follows the estimate until then.
                 let send_bytes = windows::send_bytes(&estimate, self.tail_bytes());
-                self.bulk.set_send_window(send_bytes);
+                self.connections.bulk.set_send_window(send_bytes);
             }
             delay.set_cruising(cruise.is_cruising());
             if let Some(marks) = cruise.marks() {
@@ -489,7 +487,7 @@ impl Link {
 
     /// Starts with the estimate of the link before this one.
     pub(crate) fn resume(&self, known: PathMemory) {
-        if let Some(delay) = DelayController::of(&self.bulk) {
+        if let Some(delay) = DelayController::of(&self.connections.bulk) {
             delay.resume(known);
         }
     }
@@ -498,7 +496,7 @@ impl Link {
     /// values are zero. The rate is the first known one of bulk's and urgent's.
     pub(crate) fn estimate(&self) -> Estimate {
         let of = |connection| DelayController::of(connection).map(|delay| delay.estimate());
-        let (bulk, urgent) = (of(&self.bulk), of(&self.urgent));
+        let (bulk, urgent) = (of(&self.connections.bulk), of(&self.connections.urgent));
         let mut both = [bulk, urgent].into_iter().flatten();
         let known = both.find(|estimate| estimate.is_known);
         let rate = known.map(|estimate| estimate.rate_bytes_per_second);
@@ -540,8 +538,8 @@ impl Link {
         let reason = loop {
             tokio::select! {
                 () = self.until_let_go() => break "it goes on under other terms".to_owned(),
-                reason = self.urgent.closed() => break reason.to_string(),
-                reason = self.bulk.closed() => break reason.to_string(),
+                reason = self.connections.urgent.closed() => break reason.to_string(),
+                reason = self.connections.bulk.closed() => break reason.to_string(),
                 _ = ticks.tick() => self.listen(&mut rounds, &on_change),
                 () = self.answered(), if self.is_stalled() => self.listen(&mut rounds, &on_change),
                 _ = looks.tick(), if self.pace.is_unobserved() => drop(self.observe()),
@@ -592,7 +590,7 @@ impl Link {
         let is_dialled = self.dialler != self.peer.site;
         for leg in Leg::ALL {
             // A region whose edges are all away does not probe legs that carry no stream.
-            let is_used = self.carried[leg as usize].load(Ordering::Relaxed) > 0;
+            let is_used = self.carried[leg].load(Ordering::Relaxed) > 0;
             if !self.is_retired() && (is_dialled || is_used) {
                 self.ask_on(leg);
             }
@@ -617,14 +615,14 @@ impl Link {
 
     /// The address of the peer's end of the urgent connection.
     pub(crate) fn remote_address(&self) -> SocketAddr {
-        let address = self.urgent.remote_address();
+        let address = self.connections.urgent.remote_address();
         SocketAddr::new(address.ip().to_canonical(), address.port())
     }
 
     /// Waits until the peer has acknowledged a packet sent after a probe.
     async fn answered(&self) {
-        let [urgent, bulk] = [&self.urgent, &self.bulk].map(DelayController::of);
-        let (Some(urgent), Some(bulk)) = (urgent, bulk) else {
+        let delays = self.connections.each_ref().map(DelayController::of);
+        let (Some(urgent), Some(bulk)) = (delays.urgent, delays.bulk) else {
             return std::future::pending().await;
         };
         tokio::select! {
@@ -639,15 +637,16 @@ impl Link {
         self.count_packets(&mut rounds.packets, &stats);
         let now = Instant::ZERO + rounds.began.elapsed();
         // Each `of` copies the controller's whole state, so it is called once per tick.
-        let delays = [&self.urgent, &self.bulk].map(DelayController::of);
+        let delays = self.connections.each_ref().map(DelayController::of);
         let mut is_stalled = false;
-        for ((watch, stats), delay) in rounds.watches.iter_mut().zip(&stats).zip(&delays) {
-            is_stalled |= watch.look(seen(delay.as_ref(), stats), now);
+        for leg in Leg::ALL {
+            let seen = seen(delays[leg].as_ref(), &stats[leg]);
+            is_stalled |= rounds.watches[leg].look(seen, now);
         }
         // The last wish heard on a replaced link may be old, and all links to a peer share one
         // pacer.
         rounds.is_cap_news |= !self.is_retired() && self.heed();
-        if let [Some(urgent), Some(bulk)] = &delays {
+        if let (Some(urgent), Some(bulk)) = (&delays.urgent, &delays.bulk) {
             let bulk = bulk.estimate();
             self.share_estimate(urgent, &bulk);
             self.look_on(&bulk);
@@ -679,16 +678,17 @@ impl Link {
         let of = |connection: &Connection| {
             wire_bytes(&connection.stats().udp_rx, connection.remote_address().ip())
         };
-        of(&self.urgent) + of(&self.bulk)
+        self.connections.iter().map(of).sum()
     }
 
     /// Passes to the shaper what has left on the wire, and returns the counters.
-    fn observe(&self) -> [ConnectionStats; 2] {
-        let stats = [self.urgent.stats(), self.bulk.stats()];
+    fn observe(&self) -> PerLeg<ConnectionStats> {
+        let stats = self.connections.each_ref().map(Connection::stats);
         // Both connections use the same path.
-        let peer = self.urgent.remote_address().ip();
+        let peer = self.connections.urgent.remote_address().ip();
+        let left = stats.each_ref();
         self.pace
-            .observe([0, 1].map(|leg| wire_bytes(&stats[leg].udp_tx, peer)));
+            .observe(left.map(|of_leg| wire_bytes(&of_leg.udp_tx, peer)));
         stats
     }
 
@@ -706,7 +706,7 @@ impl Link {
             urgent.set_floor((in_flight / 2).min(URGENT_FLOOR_BYTES_MAX));
         }
         let rtt = if bulk.base_rtt.is_zero() {
-            self.bulk.rtt()
+            self.connections.bulk.rtt()
         } else {
             bulk.base_rtt
         };
@@ -714,7 +714,7 @@ impl Link {
             let mut windows = self.windows();
             let held = self.held_bulk.load(Ordering::Relaxed);
             let received = self.received_bulk.load(Ordering::Relaxed);
-            let is_waiting = self.waiting[Leg::Bulk as usize].load(Ordering::Relaxed) > 0;
+            let is_waiting = self.waiting.bulk.load(Ordering::Relaxed) > 0;
             let now = self.now();
             (
                 windows.kept_bytes(now, held, bulk),
@@ -725,9 +725,9 @@ impl Link {
         let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
         self.base_rtt_us.store(rtt_us, Ordering::Relaxed);
         let send_bytes = windows::send_bytes(bulk, kept_bytes);
-        self.bulk.set_send_window(send_bytes);
+        self.connections.bulk.set_send_window(send_bytes);
         if let Some(bytes) = receive_bytes.and_then(|bytes| VarInt::from_u64(bytes).ok()) {
-            self.bulk.set_receive_window(bytes);
+            self.connections.bulk.set_receive_window(bytes);
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use towpath_certs::Rejection;
 use towpath_daemon::lines::Lines;
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, Preamble};
+use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, PerLeg, Preamble};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::rate::Rate;
@@ -295,8 +295,10 @@ impl Listener {
                 run: join.run,
             },
             dialler: urgent.host.site.clone(),
-            urgent: urgent.connection,
-            bulk: bulk.connection,
+            connections: PerLeg {
+                urgent: urgent.connection,
+                bulk: bulk.connection,
+            },
             told,
             theirs: join.receive_rate_max.map(Rate::clamped),
         };

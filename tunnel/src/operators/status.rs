@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use rustls::NamedGroup;
 use towpath_certs::{Freshness, tls};
 use towpath_forecast::moment::Moment;
-use towpath_protocol::channel::{Class, Leg};
+use towpath_protocol::channel::{Class, Leg, PerLeg};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
@@ -244,7 +244,9 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         resent_bytes: tally.resent_bytes.load(Ordering::Relaxed),
         links_lost: tally.links_lost.load(Ordering::Relaxed),
         classes: classes.collect(),
-        legs: link.map_or_else(Vec::new, |link| link.legs().map(leg_view).to_vec()),
+        legs: link.map_or_else(Vec::new, |link| {
+            link.legs().into_iter().map(leg_view).collect()
+        }),
         peer_certificate_not_after_unix_seconds: link.and_then(trust::peer_not_after),
         key_exchange: groups.map(|groups| names(&groups)),
         key_exchange_is_hybrid: groups.map(|groups| groups.iter().all(|one| tls::is_hybrid(*one))),
@@ -261,16 +263,18 @@ fn base_rtt(link: &Link) -> Duration {
 
 /// The lower of the known times, at most `most`; zero while none is known. A time of zero is
 /// unknown.
-fn least_known(times: [Duration; 2], most: Duration) -> Duration {
+fn least_known(times: impl IntoIterator<Item = Duration>, most: Duration) -> Duration {
     let known = times.into_iter().filter(|time| !time.is_zero());
     known.min().map_or(Duration::ZERO, |least| least.min(most))
 }
 
 /// The key exchanges of a link's two connections: one name if they are the same.
-fn names(groups: &[NamedGroup; 2]) -> String {
-    match groups {
-        [urgent, bulk] if urgent == bulk => format!("{urgent:?}"),
-        [urgent, bulk] => format!("{urgent:?}, {bulk:?}"),
+fn names(groups: &PerLeg<NamedGroup>) -> String {
+    let PerLeg { urgent, bulk } = groups;
+    if urgent == bulk {
+        format!("{urgent:?}")
+    } else {
+        format!("{urgent:?}, {bulk:?}")
     }
 }
 

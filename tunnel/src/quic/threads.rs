@@ -17,7 +17,7 @@ use std::time::Instant;
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime as Driver, TokioRuntime};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
-use towpath_protocol::channel::Leg;
+use towpath_protocol::channel::{Leg, PerLeg};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::quic::batch::Batched;
@@ -33,8 +33,7 @@ const LISTENING: Leg = Leg::Bulk;
 /// The two threads; dropping this ends them and everything that runs there.
 #[derive(Debug)]
 pub(crate) struct Legs {
-    urgent: Worker,
-    bulk: Worker,
+    workers: PerLeg<Worker>,
 }
 
 #[derive(Debug)]
@@ -46,10 +45,7 @@ struct Worker {
 
 /// Runs QUIC's sockets, timers and tasks on the threads.
 #[derive(Debug, Clone)]
-pub(crate) struct Drivers {
-    urgent: Arc<dyn Driver>,
-    bulk: Arc<dyn Driver>,
-}
+pub(crate) struct Drivers(PerLeg<Arc<dyn Driver>>);
 
 impl Legs {
     /// Starts both threads.
@@ -58,27 +54,26 @@ impl Legs {
     ///
     /// `E_IO` if a thread cannot be started.
     pub(crate) fn start() -> Result<Self, Fault> {
-        let start = |name: &str| {
-            Worker::start(name).map_err(|error| Fault::new(Code::Io, format!("threads: {error}")))
+        let start = |leg: Leg| {
+            Worker::start(leg.as_str())
+                .map_err(|error| Fault::new(Code::Io, format!("threads: {error}")))
         };
-        Ok(Self {
-            urgent: start("urgent")?,
-            bulk: start("bulk")?,
-        })
+        let workers = PerLeg {
+            urgent: start(Leg::Urgent)?,
+            bulk: start(Leg::Bulk)?,
+        };
+        Ok(Self { workers })
     }
 
     /// The thread that copies a leg's streams.
-    pub(crate) const fn handle(&self, leg: Leg) -> &Handle {
-        match leg {
-            Leg::Urgent => &self.urgent.handle,
-            Leg::Bulk => &self.bulk.handle,
-        }
+    pub(crate) fn handle(&self, leg: Leg) -> &Handle {
+        &self.workers[leg].handle
     }
 
     /// The thread that drives a connection of a leg, by whether we dialled it. Streams that a peer
     /// begins on it are carried there too, since every hand-over to another thread waits for a
     /// wake-up.
-    pub(crate) const fn driving(&self, leg: Leg, is_dialled: bool) -> &Handle {
+    pub(crate) fn driving(&self, leg: Leg, is_dialled: bool) -> &Handle {
         if is_dialled {
             self.handle(leg)
         } else {
@@ -88,11 +83,8 @@ impl Legs {
 
     /// Returns the drivers that run QUIC on these threads.
     pub(crate) fn drivers(&self) -> Drivers {
-        let driver = |thread: &Worker| Arc::new(On(thread.handle.clone()));
-        Drivers {
-            urgent: driver(&self.urgent),
-            bulk: driver(&self.bulk),
-        }
+        let workers = self.workers.each_ref();
+        Drivers(workers.map(|worker| Arc::new(On(worker.handle.clone())) as Arc<dyn Driver>))
     }
 }
 
@@ -121,10 +113,7 @@ impl Worker {
 impl Drivers {
     /// The driver of a connection that we dial for a leg.
     pub(crate) fn dialling(&self, leg: Leg) -> Arc<dyn Driver> {
-        Arc::clone(match leg {
-            Leg::Urgent => &self.urgent,
-            Leg::Bulk => &self.bulk,
-        })
+        Arc::clone(&self.0[leg])
     }
 
     /// The driver of connections that peers dial.

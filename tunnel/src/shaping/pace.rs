@@ -13,7 +13,7 @@ use std::time::{Duration, Instant as StdInstant};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
-use towpath_protocol::channel::Class;
+use towpath_protocol::channel::{Class, PerLeg};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
@@ -41,7 +41,7 @@ struct State {
     /// When the leader is due to wake.
     planned: Option<Instant>,
     /// Bytes that have left on the wire over all links, by leg.
-    left: [u64; 2],
+    left: PerLeg<u64>,
 }
 
 /// Paces what one link sends, as part of the traffic to its peer.
@@ -49,9 +49,9 @@ struct State {
 pub(crate) struct Pace {
     pacer: Arc<Pacer>,
     /// Bytes that have left on the wire over this link, by leg.
-    left: [AtomicU64; 2],
+    left: PerLeg<AtomicU64>,
     /// Bytes granted to this link that its wire counters have not shown yet, by leg.
-    unseen: Mutex<[Unseen; 2]>,
+    unseen: Mutex<PerLeg<Unseen>>,
 }
 
 impl Pacer {
@@ -61,7 +61,7 @@ impl Pacer {
                 shaper: Shaper::new(rate, shares, Instant::ZERO),
                 waiting: BTreeMap::new(),
                 planned: None,
-                left: [0; 2],
+                left: PerLeg::default(),
             }),
             began: StdInstant::now(),
             lead: tokio::sync::Mutex::new(()),
@@ -98,7 +98,7 @@ impl Pacer {
     }
 
     /// Adds bytes that have left on the wire, by leg.
-    fn observe(&self, news: [u64; 2]) {
+    fn observe(&self, news: PerLeg<u64>) {
         let now = self.now();
         let mut state = self.state();
         for (left, news) in state.left.iter_mut().zip(news) {
@@ -109,7 +109,7 @@ impl Pacer {
     }
 
     /// Records that granted bytes, by leg, will never leave.
-    fn forget(&self, bytes: [u64; 2]) {
+    fn forget(&self, bytes: PerLeg<u64>) {
         let now = self.now();
         self.state().shaper.forget(bytes, now);
     }
@@ -180,7 +180,7 @@ impl Pace {
     pub(crate) fn new(pacer: Arc<Pacer>) -> Self {
         Self {
             pacer,
-            left: Default::default(),
+            left: PerLeg::default(),
             unseen: Mutex::default(),
         }
     }
@@ -214,9 +214,9 @@ impl Pace {
     }
 
     /// Records the total bytes that have left on the wire since the link came up, by leg.
-    pub(crate) fn observe(&self, wire_bytes: [u64; 2]) {
+    pub(crate) fn observe(&self, wire_bytes: PerLeg<u64>) {
         let mut news = wire_bytes;
-        for (news, left) in news.iter_mut().zip(&self.left) {
+        for (news, left) in news.iter_mut().zip(self.left.iter()) {
             *news = news.saturating_sub(left.swap(*news, Ordering::Relaxed));
         }
         let now = self.pacer.now();
@@ -240,7 +240,7 @@ impl Pace {
             .forget(unseen.map(|mut unseen| unseen.bytes(now)));
     }
 
-    fn unseen(&self) -> MutexGuard<'_, [Unseen; 2]> {
+    fn unseen(&self) -> MutexGuard<'_, PerLeg<Unseen>> {
         self.unseen.lock()
     }
 }
@@ -327,7 +327,7 @@ impl Backlog<'_> {
             Err(mut waiting) => waiting.granted().await,
         };
         let now = self.pace.pacer.now();
-        self.pace.unseen()[self.class.leg() as usize].add(now, granted);
+        self.pace.unseen()[self.class.leg()].add(now, granted);
         self.reserved -= granted;
         granted
     }
@@ -335,7 +335,7 @@ impl Backlog<'_> {
     /// Gives back bytes that were granted and will not be sent.
     pub(crate) fn give_back(&mut self, bytes: u64) {
         let pacer = &self.pace.pacer;
-        self.pace.unseen()[self.class.leg() as usize].take(pacer.now(), bytes);
+        self.pace.unseen()[self.class.leg()].take(pacer.now(), bytes);
         self.unspend(bytes);
         pacer.refund(self.class, bytes);
     }
@@ -417,7 +417,7 @@ mod tests {
                 "looks without end"
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
-            pace.observe([0, 0]);
+            pace.observe(PerLeg::default());
         }
         // Bytes that are given back do not count as unobserved.
         let quota = Quota::default();
@@ -438,7 +438,10 @@ mod tests {
         lost.end();
         // The next link's wire shows bytes that were not granted: all of them are charged.
         let next = Arc::new(Pace::new(Arc::clone(&pacer)));
-        next.observe([0, sum]);
+        next.observe(PerLeg {
+            urgent: 0,
+            bulk: sum,
+        });
         let (began, quota) = (StdInstant::now(), Quota::default());
         next.backlog(Class::Bulk, &quota).grant(1000).await;
         let debt = rate.bytes_in(began.elapsed()) + rate.bytes_in(Duration::from_millis(40));

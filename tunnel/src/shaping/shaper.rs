@@ -38,7 +38,7 @@ mod unseen;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use towpath_protocol::channel::{Class, Leg};
+use towpath_protocol::channel::{Class, Leg, PerLeg};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
@@ -126,7 +126,7 @@ pub struct Shaper {
     reached: i128,
     /// Bytes granted that the wire's counters have not shown yet.
     unseen: Unseen,
-    wires: [Wire; 2],
+    wires: PerLeg<Wire>,
     wake: Option<Instant>,
 }
 
@@ -189,7 +189,7 @@ impl Shaper {
             wish_count: 0,
             reached: 0,
             unseen: Unseen::default(),
-            wires: Default::default(),
+            wires: PerLeg::default(),
             wake: None,
         };
         shaper.set_rate(rate, now);
@@ -287,7 +287,7 @@ impl Shaper {
         let is_passed = is_free && Class::ALL.into_iter().all(is_alone);
         if is_passed {
             self.queues[class.index()].seen = now;
-            self.wires[class.leg() as usize].granted += bytes;
+            self.wires[class.leg()].granted += bytes;
         }
         is_passed
     }
@@ -308,7 +308,7 @@ impl Shaper {
         if let Some(cap) = &mut self.queues[class.index()].cap {
             cap.gain(on_wire);
         }
-        self.wires[class.leg() as usize].take_back(bytes);
+        self.wires[class.leg()].take_back(bytes);
         self.unseen.take(now, bytes);
     }
 
@@ -336,7 +336,7 @@ impl Shaper {
 
     /// Records the total bytes that have left on the wire, by leg, and charges what the grants did
     /// not foresee.
-    pub fn observe(&mut self, wire_bytes: [u64; 2], now: Instant) {
+    pub fn observe(&mut self, wire_bytes: PerLeg<u64>, now: Instant) {
         let mut left = 0;
         for (wire, total) in self.wires.iter_mut().zip(wire_bytes) {
             let news = total.saturating_sub(wire.total);
@@ -356,7 +356,7 @@ impl Shaper {
     }
 
     /// Records that granted bytes, by leg, will never leave. Their credit is not given back.
-    pub fn forget(&mut self, bytes: [u64; 2], now: Instant) {
+    pub fn forget(&mut self, bytes: PerLeg<u64>, now: Instant) {
         for (wire, bytes) in self.wires.iter_mut().zip(bytes) {
             wire.take_back(bytes);
         }
@@ -366,7 +366,7 @@ impl Shaper {
     /// Converts bytes of a leg to bytes on the wire, by what was measured.
     #[must_use]
     pub fn on_wire(&self, leg: Leg, bytes: u64) -> u64 {
-        let wire = &self.wires[leg as usize];
+        let wire = &self.wires[leg];
         let per_thousand = if wire.granted < WIRE_SAMPLE_BYTES_MIN {
             WIRE_BYTES_PER_THOUSAND
         } else {
@@ -637,7 +637,7 @@ impl Shaper {
             let finish = start + billionths / i128::from(weight);
             queue.finish = finish.min(self.reached + behind_max);
         }
-        self.wires[class.leg() as usize].granted += bytes;
+        self.wires[class.leg()].granted += bytes;
         if let Some(root) = &mut self.root {
             root.spend(bytes);
             self.unseen.add(now, bytes);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use towpath_protocol::channel::{Class, Leg};
+use towpath_protocol::channel::{Class, Leg, PerLeg};
 use towpath_protocol::identity::Name;
 
 /// Seats of a leg reserved for moves: each move needs three on one leg and one on the other.
@@ -32,7 +32,7 @@ const FEW_PART: usize = 4;
 
 /// The seats with one peer.
 #[derive(Debug)]
-pub(crate) struct Seats([Row; Leg::ALL.len()]);
+pub(crate) struct Seats(PerLeg<Row>);
 
 #[derive(Debug)]
 struct Row {
@@ -82,7 +82,7 @@ impl Seats {
     /// Creates `count` seats for each leg.
     pub(crate) fn new(count: usize) -> Self {
         let kept = KEPT_COUNT.min(count / KEPT_PART);
-        Self(Leg::ALL.map(|_| Row {
+        Self(PerLeg::of(|_| Row {
             all: Arc::new(Semaphore::new(count)),
             open: Arc::new(Open::new(count - kept)),
         }))
@@ -91,7 +91,7 @@ impl Seats {
     /// Waits for a seat: for an application if `share` is given, for a move otherwise. The longest
     /// waiting of those that may have a free seat gets it.
     pub(crate) async fn take(&self, leg: Leg, share: Option<Share>) -> Seat {
-        let row = &self.0[leg as usize];
+        let row = &self.0[leg];
         // In this order, an application that holds an unreserved seat waits at most for a move to
         // free one.
         let of_open = match share {
@@ -107,14 +107,14 @@ impl Seats {
 
     /// Whether an application would have to wait for a seat.
     pub(crate) fn are_short(&self, leg: Leg, share: &Share) -> bool {
-        let row = &self.0[leg as usize];
+        let row = &self.0[leg];
         row.open.free_for(share) == 0 || row.all.available_permits() == 0
     }
 
     /// Whether an application may soon have to wait. Idle connections should then give their seats
     /// back.
     pub(crate) fn are_few(&self, leg: Leg, share: &Share) -> bool {
-        let row = &self.0[leg as usize];
+        let row = &self.0[leg];
         let few = row.open.few;
         row.open.free_for(share) < few || row.all.available_permits() < few
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
-use towpath_protocol::channel::{Class, Leg, LinkId, Received, RunId, StreamId};
+use towpath_protocol::channel::{Class, Leg, LinkId, PerLeg, Received, RunId, StreamId};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
@@ -263,7 +263,7 @@ pub(crate) struct Streams {
     inner: Mutex<Inner>,
     unheard: watch::Sender<u64>,
     /// Bytes kept of all streams of a leg until the peer has handed them on.
-    held_bytes: [Arc<AtomicU64>; Leg::ALL.len()],
+    held_bytes: PerLeg<Arc<AtomicU64>>,
     /// Seats of the streams that we begin, with or without a connection.
     pub seats: Seats,
     pub tally: Tally,
@@ -299,7 +299,7 @@ impl Streams {
         Self {
             inner: Mutex::default(),
             unheard: watch::channel(0).0,
-            held_bytes: Default::default(),
+            held_bytes: PerLeg::default(),
             seats: Seats::new(ours_max),
             tally: Tally::default(),
         }
@@ -410,8 +410,8 @@ impl Streams {
     }
 
     /// Bytes kept of all streams of a leg until the peer has handed them on.
-    pub(crate) const fn held_bytes(&self, leg: Leg) -> &Arc<AtomicU64> {
-        &self.held_bytes[leg as usize]
+    pub(crate) fn held_bytes(&self, leg: Leg) -> &Arc<AtomicU64> {
+        &self.held_bytes[leg]
     }
 
     /// Number of live streams.

@@ -21,7 +21,7 @@ const REASON_WAIT_MAX: Duration = Duration::from_millis(500);
 impl Link {
     /// Whether both links are made of the same two connections.
     pub(crate) fn has_connections_of(&self, other: &Self) -> bool {
-        self.urgent.stable_id() == other.urgent.stable_id()
+        self.connections.urgent.stable_id() == other.connections.urgent.stable_id()
     }
 
     /// Ends the link without closing its connections, which another link has taken over.
@@ -46,16 +46,16 @@ impl Link {
     /// Whether the link is over: a connection is closed, or another link has taken them over.
     pub(crate) fn is_over(&self) -> bool {
         self.is_let_go()
-            || self.urgent.close_reason().is_some()
-            || self.bulk.close_reason().is_some()
+            || self.connections.urgent.close_reason().is_some()
+            || self.connections.bulk.close_reason().is_some()
     }
 
     /// Waits until one of the connections is over. Does not return because another link has taken
     /// the connections over: such a link carried no stream that waits.
     pub(crate) async fn over(&self) {
         tokio::select! {
-            _ = self.urgent.closed() => {}
-            _ = self.bulk.closed() => {}
+            _ = self.connections.urgent.closed() => {}
+            _ = self.connections.bulk.closed() => {}
         }
     }
 
@@ -73,7 +73,7 @@ impl Link {
     /// Whether the peer has closed one of the connections with the given code.
     fn is_closed_with(&self, code: Code) -> bool {
         let code: VarInt = wire::code(code);
-        [&self.urgent, &self.bulk].into_iter().any(|connection| {
+        self.connections.iter().any(|connection| {
             let reason = connection.close_reason();
             matches!(reason, Some(ConnectionError::ApplicationClosed(close)) if close.error_code == code)
         })
@@ -90,7 +90,7 @@ impl Link {
         let is_final = !is_passing || self.is_farewell();
         self.is_given_up.fetch_or(is_final, Ordering::Relaxed);
         let (why, words) = self.last_word(why, words);
-        for connection in [&self.urgent, &self.bulk] {
+        for connection in self.connections.iter() {
             close(connection, *why, words);
         }
     }
@@ -108,7 +108,12 @@ impl Link {
         if self.is_farewell() || !self.is_closed_with(Code::Unreachable) {
             return;
         }
-        let both = async { tokio::join!(self.urgent.closed(), self.bulk.closed()) };
+        let both = async {
+            tokio::join!(
+                self.connections.urgent.closed(),
+                self.connections.bulk.closed()
+            )
+        };
         let wait = self.rtt().clamp(REASON_WAIT_MIN, REASON_WAIT_MAX);
         // Without a reason the streams outlive the link.
         let _ = timeout(wait, both).await;
@@ -142,7 +147,7 @@ mod tests {
     use tempfile::TempDir;
     use towpath_certs::authority::LEAF_VALIDITY;
     use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
-    use towpath_protocol::channel::{LINK_VERSIONS, Leg, LinkId, RunId};
+    use towpath_protocol::channel::{LINK_VERSIONS, Leg, LinkId, PerLeg, RunId};
     use towpath_protocol::identity::{HostIdentity, Name};
 
     use super::super::Joint;
@@ -213,8 +218,7 @@ mod tests {
                 run: RunId(7),
             },
             dialler: name("edge"),
-            urgent,
-            bulk,
+            connections: PerLeg { urgent, bulk },
             told: None,
             theirs: None,
         };
@@ -235,7 +239,7 @@ mod tests {
         } = &linked().await;
         // The watcher sees the first connection closed before the second one is.
         let (why, words) = link.last_word(Code::Gone, "the tunnel stops");
-        close(&link.urgent, *why, words);
+        close(&link.connections.urgent, *why, words);
         for connection in [urgent, bulk] {
             let told = connection.closed().await.to_string();
             assert!(told.contains("the tunnel stops"), "{told}");
@@ -252,7 +256,7 @@ mod tests {
             Code::Unreachable,
             "the link's other connection is over",
         );
-        link.bulk.closed().await;
+        link.connections.bulk.closed().await;
         let hearing = tokio::spawn({
             let link = Arc::clone(link);
             async move { link.farewell().await }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use quinn::{ConnectionStats, FrameStats, UdpStats};
+use towpath_protocol::channel::PerLeg;
 
 use super::measured::Totals;
 use crate::links::watchdog::{Counted, Hearing, Watch};
@@ -17,14 +18,14 @@ const PACKET_HEADER_BYTES_IPV6: u64 = 48;
 #[derive(Debug)]
 pub(super) struct Rounds {
     pub(super) began: Instant,
-    pub(super) watches: [Watch; 2],
+    pub(super) watches: PerLeg<Watch>,
     pub(super) hearing: Hearing,
     /// Ticks since the peer last answered.
     pub(super) silent_ticks: u32,
     pub(super) ticks: u32,
     pub(super) totals: Option<Totals>,
     /// Packets sent and lost that are already counted, by leg.
-    pub(super) packets: [(u64, u64); 2],
+    pub(super) packets: PerLeg<(u64, u64)>,
     /// Whether the peer has changed the cap and the change is not logged yet.
     pub(super) is_cap_news: bool,
 }
@@ -33,12 +34,12 @@ impl Default for Rounds {
     fn default() -> Self {
         Self {
             began: Instant::now(),
-            watches: Default::default(),
+            watches: PerLeg::default(),
             hearing: Hearing::default(),
             silent_ticks: 0,
             ticks: 0,
             totals: None,
-            packets: [(0, 0); 2],
+            packets: PerLeg::default(),
             is_cap_news: false,
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use quinn::ConnectionStats;
-use towpath_protocol::channel::{Class, Leg};
+use towpath_protocol::channel::{Class, Leg, PerLeg};
 
 use super::Link;
 use crate::operators::health;
@@ -23,7 +23,7 @@ pub(crate) struct Measured {
     /// Packets lost per million sent, over the last second.
     pub lost_per_million: u64,
     /// Packets lost per million sent, by leg.
-    pub legs_lost_per_million: [u64; Leg::ALL.len()],
+    pub legs_lost_per_million: PerLeg<u64>,
 }
 
 /// The state of one leg, as its classes see it.
@@ -57,7 +57,7 @@ pub(super) struct Totals {
     /// Number of pieces that waited here and their total wait, by class.
     waits: [(u64, Duration); Class::ALL.len()],
     /// Packets lost and sent, by leg.
-    packets: [(u64, u64); Leg::ALL.len()],
+    packets: PerLeg<(u64, u64)>,
 }
 
 impl Link {
@@ -69,13 +69,13 @@ impl Link {
     /// Counts the packets sent and lost since the last call.
     pub(super) fn count_packets(
         &self,
-        counted: &mut [(u64, u64); 2],
-        stats: &[ConnectionStats; 2],
+        counted: &mut PerLeg<(u64, u64)>,
+        stats: &PerLeg<ConnectionStats>,
     ) {
         for leg in Leg::ALL {
-            let path = &stats[leg as usize].path;
+            let path = &stats[leg].path;
             let now = (path.sent_packets, path.lost_packets);
-            let (sent, lost) = std::mem::replace(&mut counted[leg as usize], now);
+            let (sent, lost) = std::mem::replace(&mut counted[leg], now);
             let sent = now.0.saturating_sub(sent);
             self.counters
                 .add_packets(leg, sent, now.1.saturating_sub(lost));
@@ -83,9 +83,9 @@ impl Link {
     }
 
     /// The state of both legs.
-    pub(crate) fn legs(&self) -> [LegStanding; Leg::ALL.len()] {
+    pub(crate) fn legs(&self) -> PerLeg<LegStanding> {
         let lost = self.measured().legs_lost_per_million;
-        Leg::ALL.map(|leg| {
+        PerLeg::of(|leg| {
             let connection = self.connection(leg);
             let estimate = DelayController::of(connection).map(|delay| delay.estimate());
             let estimate = estimate.unwrap_or_default();
@@ -94,7 +94,7 @@ impl Link {
                 rtt: connection.rtt(),
                 base_rtt: estimate.told_base_rtt,
                 queue: estimate.told_queue,
-                lost_per_million: lost[leg as usize],
+                lost_per_million: lost[leg],
             }
         })
     }
@@ -126,14 +126,14 @@ impl Link {
     }
 
     /// Computes the rates since the last call from the counters of both connections.
-    pub(super) fn measure(&self, before: &mut Option<Totals>, stats: &[ConnectionStats; 2]) {
+    pub(super) fn measure(&self, before: &mut Option<Totals>, stats: &PerLeg<ConnectionStats>) {
         let counters = &self.counters;
         let now = Totals {
             at: Instant::now(),
             bytes: Class::ALL.map(|class| (counters.sent(class), counters.received(class))),
             waits: Class::ALL.map(|class| counters.waits(class)),
-            packets: [0, 1].map(|leg| {
-                let path = &stats[leg].path;
+            packets: stats.each_ref().map(|of_leg| {
+                let path = &of_leg.path;
                 (path.lost_packets, path.sent_packets)
             }),
         };
@@ -160,7 +160,7 @@ impl Link {
             let nanos = time.saturating_sub(time_before).as_nanos() / u128::from(count);
             Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
         });
-        let legs = [0, 1].map(|leg| {
+        let legs = PerLeg::of(|leg| {
             let ((lost, sent), (lost_before, sent_before)) =
                 (now.packets[leg], before.packets[leg]);
             (
@@ -169,8 +169,8 @@ impl Link {
             )
         });
         measured.legs_lost_per_million = legs.map(|(lost, sent)| per_million(lost, sent));
-        let packets_sent = legs[0].1 + legs[1].1;
-        measured.lost_per_million = per_million(legs[0].0 + legs[1].0, packets_sent);
+        let packets_sent = legs.urgent.1 + legs.bulk.1;
+        measured.lost_per_million = per_million(legs.urgent.0 + legs.bulk.0, packets_sent);
         self.note_trouble(measured.lost_per_million, packets_sent);
         *self.measured.lock() = measured;
     }

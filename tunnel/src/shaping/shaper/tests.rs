@@ -13,6 +13,14 @@ fn at(nanos: u64) -> Instant {
     Instant::from_nanos(nanos)
 }
 
+/// Bytes of the urgent leg alone.
+fn urgent(bytes: u64) -> PerLeg<u64> {
+    PerLeg {
+        urgent: bytes,
+        bulk: 0,
+    }
+}
+
 fn rate(text: &str) -> Rate {
     text.parse().unwrap()
 }
@@ -68,7 +76,7 @@ struct Play {
     /// Bytes per second that the link takes; `None` for no limit.
     path: Option<u64>,
     path_free: u64,
-    wire: [u64; 2],
+    wire: PerLeg<u64>,
     observed: u64,
     random: u64,
     /// Billionths of a byte beyond the rate and when that was updated; and (`burst`) their maximum.
@@ -88,7 +96,7 @@ impl Play {
             overhead: 0,
             path: None,
             path_free: 0,
-            wire: [0; 2],
+            wire: PerLeg::default(),
             observed: 0,
             random: 0x9e37_79b9_7f4a_7c15,
             depth: (0, 0),
@@ -158,7 +166,7 @@ impl Play {
         stream.granted_at = self.now;
         stream.asks = Some(asks);
         let on_wire = bytes * (1000 + self.overhead) / 1000;
-        self.wire[stream.class.leg() as usize] += on_wire;
+        self.wire[stream.class.leg()] += on_wire;
         let Some(rate) = self.shaper.rate() else {
             return;
         };
@@ -285,7 +293,7 @@ fn demand_never_waits_for_bulk_and_bulk_pays_for_it() {
             let wish = play.shaper.ask(Class::Demand, 1200);
             let first = play.shaper.poll(at(play.now));
             assert_eq!(first, Some((wish, 1200)), "{text}: at once");
-            play.wire[Leg::Urgent as usize] += 1200;
+            play.wire[Leg::Urgent] += 1200;
         }
         let expected = rate(text).bytes_per_second() * 6;
         let wire = play.wire.iter().sum::<u64>();
@@ -390,7 +398,7 @@ fn without_a_cap_caps_of_classes_hold_and_others_never_wait() {
 #[test]
 fn a_storm_of_retransmissions_is_forgiven_after_a_second() {
     let mut shaper = Shaper::new(Some(rate("10Mbit")), Shares::default(), at(0));
-    shaper.observe([1 << 40, 0], at(0));
+    shaper.observe(urgent(1 << 40), at(0));
     shaper.ask(Class::Bulk, 5000);
     assert_eq!(shaper.poll(at(0)), None, "granted in debt");
     let then = shaper.deadline().unwrap();
@@ -412,7 +420,7 @@ fn demand_has_a_tenth_of_the_cap_whatever_else_leaves() {
         let now = at(millis * MILLISECOND);
         wire += 2500;
         if millis % 10 == 0 {
-            shaper.observe([wire, 0], now);
+            shaper.observe(urgent(wire), now);
         }
         while let Some((wish, bytes)) = shaper.poll(now) {
             let class = wishes.remove(&wish).unwrap();
@@ -478,9 +486,9 @@ fn what_was_granted_and_has_not_left_for_long_hides_nothing_that_leaves() {
     }
     for _ in 0..40 {
         now += 100 * MILLISECOND;
-        shaper.observe([0, 0], at(now));
+        shaper.observe(urgent(0), at(now));
     }
-    shaper.observe([500_000, 0], at(now));
+    shaper.observe(urgent(500_000), at(now));
     assert_eq!(shaper.poll(at(now)), None);
     let then = shaper.deadline().unwrap();
     assert!(then >= at(now + 300 * MILLISECOND), "{then:?} of {now}");
@@ -668,10 +676,10 @@ proptest! {
 fn what_was_granted_and_never_sent_hides_no_headers() {
     let mut shaper = Shaper::new(None, Shares::default(), at(0));
     let (class, leg) = (Class::App, Class::App.leg());
-    let mut wire = [0; 2];
+    let mut wire = PerLeg::default();
     let mut send = |shaper: &mut Shaper, bytes: u64| {
         assert!(shaper.pass(class, bytes, at(0)));
-        wire[leg as usize] += bytes * 11 / 10;
+        wire[leg] += bytes * 11 / 10;
         shaper.observe(wire, at(0));
     };
     send(&mut shaper, 1 << 20);
@@ -681,8 +689,8 @@ fn what_was_granted_and_never_sent_hides_no_headers() {
         assert!(shaper.pass(class, 1 << 20, at(0)));
         shaper.refund(class, 1 << 20, at(0));
         assert!(shaper.pass(class, 1 << 20, at(0)));
-        let mut lost = [0; 2];
-        lost[leg as usize] = 1 << 20;
+        let mut lost = PerLeg::default();
+        lost[leg] = 1 << 20;
         shaper.forget(lost, at(0));
     }
     assert_eq!(shaper.on_wire(leg, 1000), 1099);
