@@ -1,14 +1,15 @@
-//! The state folder: owned by one tunnel; its files are replaced atomically, read up to a limit,
+//! The state folder: owned by one tunnel; its files are replaced as a whole, read up to a limit,
 //! and set aside when damaged.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use towpath_daemon::lock::Lock;
+use towpath_daemon::replacement;
 use towpath_protocol::fault::{Code, Fault};
 
 /// Most files set aside under one name. The first ones show how a problem began, and repeated
@@ -37,7 +38,7 @@ impl Aside {
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    /// Held while a file is replaced: two writers of one file would share its temporary copy.
+    /// Held while a file is replaced: an unfinished file has the same name for all writers.
     replacing: Mutex<()>,
     /// Why the last write failed, if it did.
     problem: Mutex<Option<Fault>>,
@@ -116,7 +117,7 @@ impl Folder {
         let path = self.path.join(name);
         let written = {
             let _alone = self.replacing.lock();
-            write_new(&path, bytes).map_err(|error| failed(&path, &error))
+            write(&path, bytes).map_err(|error| failed(&path, &error))
         };
         *self.problem_lock() = written.clone().err();
         written
@@ -159,20 +160,13 @@ fn create(folder: &Path) -> io::Result<()> {
     builder.recursive(true).mode(0o700).create(folder)
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let (Some(folder), Some(name)) = (path.parent(), name) else {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    };
     create(folder)?;
-    let new = path.with_extension("new");
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(folder)?.sync_all()
+    replacement::replace(File::open(folder)?, name, bytes)
 }
 
 fn failed(path: &Path, error: &io::Error) -> Fault {
