@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustls::Side;
 use rustls::quic::{Keys, Version};
 use towpath_certs::tls;
+use towpath_protocol::amounts::millis;
 
 /// Bytes of every datagram: the minimum for an Initial.
 const DATAGRAM_BYTES: usize = 1200;
@@ -82,7 +83,7 @@ pub fn flood(
         }
         std::thread::sleep(TICK);
     }
-    done.milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    done.milliseconds = millis(began.elapsed());
     Ok(done)
 }
 

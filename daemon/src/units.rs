@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use towpath_protocol::amounts::millis;
 use towpath_protocol::fault::{Code, Fault, shown};
 
 /// A duration with its unit, as in `200ms` or `1m30s`.
@@ -29,7 +30,7 @@ impl Span {
     /// The span in whole milliseconds.
     #[must_use]
     pub fn milliseconds(self) -> u64 {
-        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+        millis(self.0)
     }
 }
 

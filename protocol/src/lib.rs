@@ -8,6 +8,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`identity`] | names, ids and identities, parsed once at the edge |
+//! | [`amounts`] | conversions between bytes, rates and times |
 //! | [`time`] | the monotonic instant that every machine is passed |
 //! | [`endpoint`] | the address where a program listens on its own host |
 //! | [`fault`] | errors with stable codes, grouped by who is to blame |
@@ -27,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod amounts;
 pub mod channel;
 pub mod endpoint;
 pub mod fault;

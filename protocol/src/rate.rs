@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::amounts;
 use crate::fault::{Code, Fault, shown};
 
 /// Smallest rate. Below 64 kbit/s the certificates of a handshake alone take seconds.
@@ -58,8 +59,7 @@ impl Rate {
     /// Whole bytes that are carried at this rate in a time.
     #[must_use]
     pub fn bytes_in(self, time: Duration) -> u64 {
-        let bytes = u128::from(self.0) * time.as_nanos() / 1_000_000_000;
-        u64::try_from(bytes).unwrap_or(u64::MAX)
+        amounts::bytes_in(self.0, time)
     }
 }
 

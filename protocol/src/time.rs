@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::amounts::nanos;
+
 /// Nanoseconds since an arbitrary start, never decreasing. The shell takes it from the monotonic
 /// clock, the simulator from its virtual one. Unrelated to the time of day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -35,8 +37,7 @@ impl std::ops::Add<Duration> for Instant {
     type Output = Self;
 
     fn add(self, duration: Duration) -> Self {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_add(nanos))
+        Self(self.0.saturating_add(nanos(duration)))
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 use towpath_daemon::stream::open_stream;
+use towpath_protocol::amounts::{micros, millis, per_second};
 use towpath_protocol::channel::{BENCH_SERVICE, Class, Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -585,7 +586,7 @@ impl Pings {
         let at = |hundredths: usize| {
             let index = (pings.len() * hundredths / 100).min(pings.len().saturating_sub(1));
             let ping = pings.get(index).copied().unwrap_or_default();
-            u64::try_from(ping.as_micros()).unwrap_or(u64::MAX)
+            micros(ping)
         };
         Self {
             count: pings.len(),
@@ -594,15 +595,6 @@ impl Pings {
             max_us: at(100),
         }
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn per_second(bytes: u64, time: Duration) -> u64 {
-    let micros = time.as_micros().max(1);
-    u64::try_from(u128::from(bytes) * 1_000_000 / micros).unwrap_or(u64::MAX)
 }
 
 fn table(outcome: &Outcome) -> String {

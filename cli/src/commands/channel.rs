@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use towpath_daemon::units::Span;
+use towpath_protocol::amounts;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::identity::Name;
@@ -352,9 +353,7 @@ fn path_of(name: &Name) -> String {
 
 pub(super) fn now_unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
+    since.map_or(0, amounts::millis)
 }
 
 fn list_table(list: &ChannelList) -> String {

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+use towpath_protocol::amounts::per_second;
 use towpath_protocol::fault::Fault;
 
-use crate::path::estimate::scaled;
 use crate::streams::table::Meter;
 
 /// Counters and the condition of a channel.
@@ -93,7 +93,7 @@ impl Figures {
         let before = before.copied().unwrap_or(now);
         let [sent, received] = [0, 1].map(|way| {
             let bytes = now[way].saturating_sub(before[way]);
-            scaled(bytes, Duration::from_secs(1), elapsed)
+            per_second(bytes, elapsed)
         });
         self.sent_per_second.store(sent, Ordering::Relaxed);
         self.received_per_second.store(received, Ordering::Relaxed);

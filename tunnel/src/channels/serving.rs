@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use towpath_daemon::lines::Lines;
 use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::amounts::micros;
 use towpath_protocol::channel::{Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 
@@ -202,7 +203,7 @@ impl Serving {
             self.figures.note_opening(begun.as_ref().err());
         }
         let begun = begun?;
-        let waited = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let waited = micros(began.elapsed());
         self.figures.open_us.store(waited, Ordering::Relaxed);
         Ok(begun)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
+use towpath_protocol::amounts::micros;
 use towpath_protocol::channel::Open;
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::Name;
@@ -59,7 +60,7 @@ impl Channels {
             service: spec.service.to_string(),
             is_datagrams: spec.listen.is_datagrams(),
             is_reached: problem.is_none(),
-            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            took_us: micros(took),
             problem,
         })
     }

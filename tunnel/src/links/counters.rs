@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use towpath_protocol::amounts::micros;
 use towpath_protocol::channel::{Class, Leg, PerLeg};
 
 /// Traffic over the links to a peer, per class.
@@ -47,8 +48,7 @@ impl Counters {
     /// Counts a piece of a stream, or a datagram, and the time since its program wrote it.
     pub(crate) fn add_wait(&self, class: Class, wait: Duration) {
         let waits = &self.waits[class.index()];
-        let micros = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
-        waits.micros.fetch_add(micros, Ordering::Relaxed);
+        waits.micros.fetch_add(micros(wait), Ordering::Relaxed);
         waits.count.fetch_add(1, Ordering::Relaxed);
     }
 

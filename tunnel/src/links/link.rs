@@ -16,6 +16,7 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionStats, RecvStream, SendStream, VarInt};
 use rustls::NamedGroup;
 use tokio::sync::watch;
+use towpath_protocol::amounts::micros;
 use towpath_protocol::channel::{Class, Leg, LinkId, PerLeg, RunId};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
@@ -722,7 +723,7 @@ impl Link {
             )
         };
         self.tail_bytes.store(kept_bytes, Ordering::Relaxed);
-        let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+        let rtt_us = micros(rtt);
         self.base_rtt_us.store(rtt_us, Ordering::Relaxed);
         let send_bytes = windows::send_bytes(bulk, kept_bytes);
         self.connections.bulk.set_send_window(send_bytes);

@@ -21,6 +21,7 @@ use tokio::time::{
     Instant as TokioInstant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at,
 };
 use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::amounts::{micros, millis, per_second};
 use towpath_protocol::channel::{BENCH_SERVICE, Class, Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -448,23 +449,10 @@ fn filled(before: &Estimate, after: &Estimate) -> Option<u64> {
     (time >= FILLED_MIN).then(|| per_second(bytes, time))
 }
 
-fn per_second(bytes: u64, time: Duration) -> u64 {
-    let rate = u128::from(bytes) * 1_000_000 / time.as_micros().max(1);
-    u64::try_from(rate).unwrap_or(u64::MAX)
-}
-
 /// Total bulk packets lost and sent.
 fn packets(link: &Link) -> (u64, u64) {
     let path = link.connection(Leg::Bulk).stats().path;
     (path.lost_packets, path.sent_packets)
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Measures the path to a peer repeatedly, while configured, until the tunnel stops.

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use rustls::NamedGroup;
 use towpath_certs::{Freshness, tls};
 use towpath_forecast::moment::Moment;
+use towpath_protocol::amounts::micros;
 use towpath_protocol::channel::{Class, Leg, PerLeg};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
@@ -318,10 +319,6 @@ fn cap_change(peer: &Peer) -> Option<u64> {
         .as_ref()?
         .next_change_after(timetable::now());
     next.map(Moment::unix_seconds)
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn unix_seconds(time: SystemTime) -> u64 {

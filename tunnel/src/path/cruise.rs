@@ -32,9 +32,10 @@
 
 use std::time::Duration;
 
+use towpath_protocol::amounts::{bytes_in, nanos, scaled};
 use towpath_protocol::time::Instant;
 
-use crate::path::estimate::{ALLOWANCE, Estimate, scaled};
+use crate::path::estimate::{ALLOWANCE, Estimate};
 
 /// The rate of programs' bytes while cruising, per thousand of the path's rate. QUIC adds 2.7 % to
 /// full packets, so the wire is at 98 %; the rest absorbs what stalls leave behind.
@@ -725,15 +726,6 @@ fn queue_of(estimate: &Estimate, rate: u64) -> Duration {
 
 fn time_of(bytes: u64, rate: u64) -> Duration {
     Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate.max(1))
-}
-
-fn bytes_in(rate: u64, time: Duration) -> u64 {
-    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    rate.saturating_mul(micros) / 1_000_000
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 const fn is_same(seen: u64, known: u64) -> bool {

@@ -43,7 +43,6 @@
 //! | `view`, `told`, `marked` | what others are shown |
 
 mod allowance;
-mod amounts;
 mod belief;
 mod drain;
 mod finished;
@@ -59,12 +58,11 @@ mod view;
 
 use std::time::Duration;
 
+use towpath_protocol::amounts::bytes_in;
 use towpath_protocol::time::Instant;
 
 pub use allowance::ALLOWANCE;
 use allowance::Allowance;
-use amounts::bytes_in;
-pub(crate) use amounts::scaled;
 use belief::Belief;
 use drain::Drain;
 use finished::Finished;

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use towpath_protocol::amounts::scaled;
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
 use crate::path::cruise;
-use crate::path::estimate::{ALLOWANCE, Estimate, scaled};
+use crate::path::estimate::{ALLOWANCE, Estimate};
 
 /// The least send window of QUIC, in bytes: a full window of a fast local network.
 pub(crate) const SEND_BYTES_MIN: u64 = 4 << 20;

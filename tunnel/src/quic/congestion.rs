@@ -8,6 +8,7 @@ use std::time::{Duration, Instant as StdInstant};
 use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use tokio::sync::Notify;
+use towpath_protocol::amounts::nanos;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::time::Instant;
 
@@ -95,7 +96,7 @@ impl DelayController {
 
     /// Passes on what an earlier connection to the same peer has learnt about the path.
     pub(crate) fn resume(&self, known: PathMemory) {
-        let nanos = u64::try_from(known.rtt.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = nanos(known.rtt);
         self.hints.known_rtt_nanos.store(nanos, Ordering::Relaxed);
         let rate = known.bytes_per_second;
         self.hints

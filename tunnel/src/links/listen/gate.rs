@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use governor::{DefaultKeyedRateLimiter, Quota};
 use parking_lot::Mutex;
+use towpath_protocol::amounts::millis;
 
 use crate::places::{Place, Places};
 use crate::trust::dropped::DropReason;
@@ -138,8 +139,7 @@ impl Spare {
         self.missing = missing();
         let count = u32::try_from(self.missing).unwrap_or(u32::MAX);
         let per_second = u64::from(count) * u64::from(PER_MISSING) * 1000;
-        let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
-        let earned = (per_second / 1000).saturating_mul(millis);
+        let earned = (per_second / 1000).saturating_mul(millis(passed));
         self.credit = self.credit.saturating_add(earned).min(per_second);
     }
 

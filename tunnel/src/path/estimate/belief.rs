@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
+use towpath_protocol::amounts::scaled_time;
 use towpath_protocol::time::Instant;
 
-use super::amounts::scaled_time;
 use super::finished::Finished;
 use super::round::Round;
 use super::spans::Base;

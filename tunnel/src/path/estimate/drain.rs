@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::amounts::bytes_in;
+use towpath_protocol::amounts::bytes_in;
+
 use super::finished::Finished;
 use super::{Estimator, Phase};
 

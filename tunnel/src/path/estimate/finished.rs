@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use towpath_protocol::amounts::{bytes_in, per_second};
 use towpath_protocol::time::Instant;
 
-use super::amounts::{bytes_in, per_second};
 use super::losses::{self, Losses};
 use super::round::Round;
 use super::{ALLOWANCE, Estimator, Phase};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::amounts::scaled;
+use towpath_protocol::amounts::scaled;
+
 use super::finished::Finished;
 use super::growth::{Filling, Growth};
 use super::startup::Startup;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::amounts::per_second;
+use towpath_protocol::amounts::per_second;
+
 use super::*;
 
 const PACKET: u64 = 1400;
