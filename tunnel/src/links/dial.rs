@@ -205,7 +205,7 @@ async fn find(
     let connections = reach(core, peer, place, when).await;
     if let Some(link) = peer.state().waited_for() {
         link.ask();
-        let round_trip = connections.urgent.rtt();
+        let round_trip = connections.both.urgent.rtt();
         sleep(round_trip.min(ANSWER_WAIT_MAX) + ANSWER_SLACK).await;
     }
     connections
