@@ -14,6 +14,7 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use zerocopy::IntoBytes;
 
 use crate::pattern::PAGE_BYTES;
+use crate::userfault::Range;
 
 /// One bit per page that the machine itself wrote: its devices and its loader.
 ///
@@ -125,6 +126,14 @@ impl Memory {
     /// The address of the mapping. Valid while this value or a clone of it lives.
     pub(crate) fn address(&self) -> u64 {
         self.region.as_ptr() as u64
+    }
+
+    /// The addresses of the mapping. Valid while this value or a clone of it lives.
+    pub(crate) fn range(&self) -> Range {
+        Range {
+            start: self.address(),
+            bytes: self.bytes(),
+        }
     }
 
     /// The regions of memory, as a migrator needs them.

@@ -148,7 +148,7 @@ impl Engine for ProcessGuest {
 
     fn start_tracking(&mut self) -> Result<(), Fault> {
         self.tracker = None;
-        let tracker = WriteTracker::start(self.memory.address(), self.memory.bytes())?;
+        let tracker = WriteTracker::start(self.memory.range())?;
         self.tracker = Some(tracker);
         Ok(())
     }

@@ -397,8 +397,7 @@ impl Service {
                 GuestKind::Kvm => TouchedBy::Kernel,
                 GuestKind::Process => TouchedBy::UserCode,
             };
-            let range = (self.memory.address(), self.memory.bytes());
-            let registration = Registration::for_missing(range, touched_by)?;
+            let registration = Registration::for_missing(self.memory.range(), touched_by)?;
             self.missing = Some(registration);
         }
         Ok(Answer {

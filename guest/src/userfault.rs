@@ -38,10 +38,14 @@ struct ApiArgument {
     ioctls: u64,
 }
 
+/// A range of this process's addresses, as the kernel takes it.
 #[repr(C)]
-struct Range {
-    start: u64,
-    bytes: u64,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Range {
+    /// The first address.
+    pub(crate) start: u64,
+    /// The length.
+    pub(crate) bytes: u64,
 }
 
 #[repr(C)]
@@ -150,39 +154,25 @@ fn open(touched_by: TouchedBy) -> Result<OwnedFd, Fault> {
 #[derive(Debug)]
 pub(crate) struct Registration {
     fd: OwnedFd,
-    start: u64,
-    bytes: u64,
+    range: Range,
 }
 
 impl Registration {
     /// Registers memory so that an access to a missing page waits for an answer.
-    pub(crate) fn for_missing(
-        (start, bytes): (u64, u64),
-        touched_by: TouchedBy,
-    ) -> Result<Self, Fault> {
+    pub(crate) fn for_missing(range: Range, touched_by: TouchedBy) -> Result<Self, Fault> {
         let fd = open(touched_by)?;
-        Self::new(
-            fd,
-            (start, bytes),
-            FEATURE_MISSING_SHMEM,
-            REGISTER_MODE_MISSING,
-        )
+        Self::new(fd, range, FEATURE_MISSING_SHMEM, REGISTER_MODE_MISSING)
     }
 
     /// Registers memory so that writes can be queried afterwards, without anyone answering faults.
-    fn for_writes(start: u64, bytes: u64) -> Result<Self, Fault> {
+    fn for_writes(range: Range) -> Result<Self, Fault> {
         let features = FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
         // The kernel records all writes itself, including its own, so no fault is answered.
         let fd = open(TouchedBy::UserCode)?;
-        Self::new(fd, (start, bytes), features, REGISTER_MODE_WP)
+        Self::new(fd, range, features, REGISTER_MODE_WP)
     }
 
-    fn new(
-        fd: OwnedFd,
-        (start, bytes): (u64, u64),
-        features: u64,
-        mode: u64,
-    ) -> Result<Self, Fault> {
+    fn new(fd: OwnedFd, range: Range, features: u64, mode: u64) -> Result<Self, Fault> {
         let mut api = ApiArgument {
             api: UFFD_API,
             features,
@@ -194,7 +184,7 @@ impl Registration {
         unsafe { ioctl::ioctl(&fd, update) }
             .map_err(|error| failed(&format!("handshake for features {features:#x}"), error))?;
         let mut register = RegisterArgument {
-            range: Range { start, bytes },
+            range,
             mode,
             ioctls: 0,
         };
@@ -202,7 +192,7 @@ impl Registration {
         let update = unsafe { Updater::<UFFDIO_REGISTER, _>::new(&mut register) };
         // SAFETY: registering makes touches of the range wait; memory keeps its content.
         unsafe { ioctl::ioctl(&fd, update) }.map_err(|error| failed("register", error))?;
-        Ok(Self { fd, start, bytes })
+        Ok(Self { fd, range })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -214,10 +204,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         // The descriptor may live on in a migrator. Unregistering wakes all waiting threads and
         // keeps any from waiting again.
-        let mut range = Range {
-            start: self.start,
-            bytes: self.bytes,
-        };
+        let mut range = self.range;
         // SAFETY: the opcode's argument is this structure, laid out as the kernel's.
         let update = unsafe { Updater::<UFFDIO_UNREGISTER, _>::new(&mut range) };
         // SAFETY: the range is the one registered; memory keeps its content.
@@ -239,8 +226,8 @@ pub(crate) struct WriteTracker {
 
 impl WriteTracker {
     /// Starts tracking writes to mapped memory.
-    pub(crate) fn start(start: u64, bytes: u64) -> Result<Self, Fault> {
-        let swap = SwapGuard::start(start, bytes)?;
+    pub(crate) fn start(range: Range) -> Result<Self, Fault> {
+        let swap = SwapGuard::start(range)?;
         let page_map = File::open("/proc/self/pagemap")
             .map_err(|error| Fault::new(Code::Guest, format!("/proc/self/pagemap: {error}")))?;
         let empty = PageRegion {
@@ -249,12 +236,12 @@ impl WriteTracker {
             categories: 0,
         };
         let mut tracker = Self {
-            registration: Registration::for_writes(start, bytes)?,
+            registration: Registration::for_writes(range)?,
             page_map,
             regions: vec![empty; REGION_COUNT],
             swap,
         };
-        tracker.harvest(0, bytes / PAGE_BYTES as u64, |_| ())?;
+        tracker.harvest(0, range.bytes / PAGE_BYTES as u64, |_| ())?;
         Ok(tracker)
     }
 
@@ -265,48 +252,67 @@ impl WriteTracker {
         page_count: u64,
         mut found: impl FnMut(std::ops::Range<u64>),
     ) -> Result<(), Fault> {
-        let base = self.registration.start;
+        let base = self.registration.range.start;
         let page = PAGE_BYTES as u64;
         let end = base + (first_page + page_count) * page;
         let mut at = base + first_page * page;
         // Each iteration advances by at least one page, which bounds the loop.
         while at < end {
-            let mut scan = ScanArgument {
-                size: size_of::<ScanArgument>() as u64,
-                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+            let left = Range {
                 start: at,
-                end,
-                walk_end: 0,
-                regions: self.regions.as_mut_ptr() as u64,
-                region_count: REGION_COUNT as u64,
-                pages_max: 0,
-                category_inverted: 0,
-                category_mask: PAGE_IS_WRITTEN | PAGE_IS_WPALLOWED,
-                category_anyof_mask: 0,
-                return_mask: PAGE_IS_WRITTEN,
+                bytes: end - at,
             };
-            let count = scan_pages(&self.page_map, &mut scan)?;
-            for region in &self.regions[..count] {
+            let scanned = scan_pages(&self.page_map, left, &mut self.regions)?;
+            for region in &self.regions[..scanned.region_count] {
                 found((region.start - base) / page..(region.end - base) / page);
             }
-            if scan.walk_end <= at {
+            if scanned.walk_end <= at {
                 return Err(Fault::new(Code::Guest, "the page map scan stands still"));
             }
-            at = scan.walk_end;
+            at = scanned.walk_end;
         }
         self.swap.check()
     }
 }
 
-fn scan_pages(page_map: &File, scan: &mut ScanArgument) -> Result<usize, Fault> {
-    let argument: *mut ScanArgument = scan;
+/// How far a scan of the page map came.
+struct Scanned {
+    /// Number of regions that were filled in.
+    region_count: usize,
+    /// The address at which the scan ended: before the range's end if there were too many regions.
+    walk_end: u64,
+}
+
+/// Finds the written pages of a range and protects them again. The kernel fills in `regions` from
+/// the front.
+fn scan_pages(page_map: &File, range: Range, regions: &mut [PageRegion]) -> Result<Scanned, Fault> {
+    let mut scan = ScanArgument {
+        size: size_of::<ScanArgument>() as u64,
+        flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        start: range.start,
+        end: range.start.saturating_add(range.bytes),
+        walk_end: 0,
+        regions: regions.as_mut_ptr() as u64,
+        region_count: regions.len() as u64,
+        pages_max: 0,
+        category_inverted: 0,
+        category_mask: PAGE_IS_WRITTEN | PAGE_IS_WPALLOWED,
+        category_anyof_mask: 0,
+        return_mask: PAGE_IS_WRITTEN,
+    };
+    let argument: *mut ScanArgument = &raw mut scan;
     let file = std::os::fd::AsRawFd::as_raw_fd(page_map);
-    // SAFETY: the argument is the kernel's structure; its regions point to a live vector of ours of
-    // the length given, which the kernel fills. The wrapper of rustix drops the count returned.
+    // SAFETY: the argument is the kernel's structure; its regions are a slice that is ours alone
+    // during the call, with its length. The pages of the range are only protected against writes,
+    // which the kernel lifts by itself. The wrapper of rustix drops the count returned.
     let count = unsafe { libc::ioctl(file, u64::from(PAGEMAP_SCAN), argument) };
-    usize::try_from(count).map_err(|_| {
+    let region_count = usize::try_from(count).map_err(|_| {
         let error = std::io::Error::last_os_error();
         Fault::new(Code::Guest, format!("PAGEMAP_SCAN: {error}"))
+    })?;
+    Ok(Scanned {
+        region_count,
+        walk_end: scan.walk_end,
     })
 }
 
@@ -315,7 +321,7 @@ fn scan_pages(page_map: &File, scan: &mut ScanArgument) -> Result<usize, Fault> 
 #[derive(Debug)]
 enum SwapGuard {
     /// This host swaps, so the pages are locked.
-    Locked { start: u64, bytes: u64 },
+    Locked(Range),
     /// There was no swap at the start. This file, `/proc/swaps`, reports when that changes.
     Watched(OwnedFd),
     /// Swap was turned on meanwhile, so records may be lost.
@@ -327,9 +333,9 @@ enum SwapGuard {
 impl SwapGuard {
     /// Starts before the first page is tracked. Locking takes 50 ms per GiB, so it is only done if
     /// there is swap.
-    fn start(start: u64, bytes: u64) -> Result<Self, Fault> {
-        let lock = |why: &str| match lock(start, bytes) {
-            Ok(()) => Ok(Self::Locked { start, bytes }),
+    fn start(range: Range) -> Result<Self, Fault> {
+        let lock = |why: &str| match lock(range) {
+            Ok(()) => Ok(Self::Locked(range)),
             Err(error) => Err(Fault::new(
                 Code::Guest,
                 format!("memory cannot be locked ({error}) and {why}: raise RLIMIT_MEMLOCK"),
@@ -373,7 +379,7 @@ impl SwapGuard {
 
 impl Drop for SwapGuard {
     fn drop(&mut self) {
-        if let Self::Locked { start, bytes } = *self {
+        if let Self::Locked(Range { start, bytes }) = *self {
             let length = usize::try_from(bytes).expect("a mapping's length");
             // SAFETY: unlocks pages of a mapping that is ours; content stays.
             let unlocked = unsafe { rustix::mm::munlock(start as *mut core::ffi::c_void, length) };
@@ -384,9 +390,9 @@ impl Drop for SwapGuard {
     }
 }
 
-fn lock(start: u64, bytes: u64) -> Result<(), Errno> {
-    let length = usize::try_from(bytes).expect("a mapping's length");
-    let address = start as *mut core::ffi::c_void;
+fn lock(range: Range) -> Result<(), Errno> {
+    let length = usize::try_from(range.bytes).expect("a mapping's length");
+    let address = range.start as *mut core::ffi::c_void;
     // SAFETY: locks pages of a mapping that is ours once they are touched; content stays.
     unsafe { rustix::mm::mlock_with(address, length, rustix::mm::MlockFlags::ONFAULT) }
 }
@@ -398,14 +404,13 @@ fn failed(what: &str, error: Errno) -> Fault {
 /// Whether this process can answer missing pages whoever touches them, or why not.
 pub(crate) fn probe_missing() -> Result<(), Fault> {
     let memory = crate::memory::Memory::create(8 << 20, false)?;
-    let range = (memory.address(), memory.bytes());
-    Registration::for_missing(range, TouchedBy::Kernel).map(drop)
+    Registration::for_missing(memory.range(), TouchedBy::Kernel).map(drop)
 }
 
 /// Whether this process can track writes to its memory, or why not.
 pub(crate) fn probe_writes() -> Result<(), Fault> {
     let memory = crate::memory::Memory::create(8 << 20, false)?;
-    WriteTracker::start(memory.address(), memory.bytes()).map(drop)
+    WriteTracker::start(memory.range()).map(drop)
 }
 
 #[cfg(test)]
@@ -415,7 +420,7 @@ mod tests {
 
     /// A tracker for `memory`. Prints that the test is skipped if writes cannot be tracked here.
     fn tracker_of(memory: &Memory) -> Option<WriteTracker> {
-        WriteTracker::start(memory.address(), memory.bytes())
+        WriteTracker::start(memory.range())
             .inspect_err(|fault| println!("skipped: {fault}"))
             .ok()
     }
@@ -449,6 +454,7 @@ mod tests {
         }
         assert_eq!(harvested(&mut tracker, 0, 4096), scattered);
     }
+
     #[test]
     fn a_tracker_refuses_what_swap_may_have_hidden_and_goes_on_refusing() {
         let memory = Memory::create(8 << 20, false).unwrap();
@@ -475,13 +481,10 @@ mod tests {
         let Some(mut tracker) = tracker_of(&memory) else {
             return;
         };
-        if let Err(error) = lock(memory.address(), memory.bytes()) {
+        if let Err(error) = lock(memory.range()) {
             return println!("skipped: memory cannot be locked ({error})");
         }
-        tracker.swap = SwapGuard::Locked {
-            start: memory.address(),
-            bytes: memory.bytes(),
-        };
+        tracker.swap = SwapGuard::Locked(memory.range());
         memory.write(3 * 4096, &[1]);
         assert_eq!(harvested(&mut tracker, 0, 2048), [3]);
     }
