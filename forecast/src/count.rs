@@ -4,7 +4,7 @@
 /// here.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "said above")]
-pub const fn precise(count: u64) -> f64 {
+pub const fn to_f64(count: u64) -> f64 {
     count as f64
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use self::soon::Soon;
 use crate::band::Band;
-use crate::count::{precise, whole};
+use crate::count::{to_f64, whole};
 use crate::history::{CLOCK_SET, HOUR_SECONDS, History, SEEN_SECONDS_MIN, Sample};
 use crate::moment::Moment;
 use crate::recent::Recent;
@@ -442,7 +442,7 @@ impl Forecaster {
         let mut through = Through::default();
         // Where no forecast exists, the highest rate carried so far is assumed.
         let carried = self.carried(now).map(|(_, rate)| rate).fold(0.0, f64::max);
-        let wanted = precise(bytes);
+        let wanted = to_f64(bytes);
         let (mut sent_p50, mut sent_p10) = (0.0, 0.0);
         let mut held: Option<(u64, Band)> = None;
         let left = HORIZON_SECONDS_MAX.saturating_sub(from.since(now).as_secs());
@@ -466,7 +466,7 @@ impl Forecaster {
             ] {
                 let rate = rate.min(most);
                 let missing = wanted - *sent;
-                *sent += rate * precise(STEP_SECONDS);
+                *sent += rate * to_f64(STEP_SECONDS);
                 if done.is_none() && *sent >= wanted {
                     *done = Some(begin.plus_seconds(whole((missing / rate.max(1e-9)).ceil())));
                 }
@@ -633,11 +633,13 @@ impl Forecaster {
     fn week_hour(&self, number: u64) -> usize {
         // 1970 began on a Thursday.
         const THURSDAY_HOURS: i64 = 3 * 24;
+        const HOUR: i64 = HOUR_SECONDS.cast_signed();
+        const WEEK: i64 = (WEEK_HOURS as u64).cast_signed();
         let begin = begin_of(number);
         let offset = self.zone.offset_seconds(begin);
         let seconds = i64::try_from(begin.unix_seconds()).unwrap_or(i64::MAX);
-        let hours = (seconds + offset).div_euclid(3600) + THURSDAY_HOURS;
-        usize::try_from(hours.rem_euclid(168)).expect("an hour of the week")
+        let hours = (seconds + offset).div_euclid(HOUR) + THURSDAY_HOURS;
+        usize::try_from(hours.rem_euclid(WEEK)).expect("an hour of the week")
     }
 }
 
@@ -663,9 +665,9 @@ const fn confidence(samples: u64, hours: u64, stale: u64, age_seconds: u64) -> C
 
 /// Mixes the short view and the long view, by the logarithm of the time ahead.
 fn between(recent: &Band, season: &Band, seconds: u64) -> Band {
-    let from = precise(RECENT_SECONDS).ln();
-    let to = precise(SEASON_SECONDS).ln();
-    let share = (precise(seconds.max(1)).ln() - from) / (to - from);
+    let from = to_f64(RECENT_SECONDS).ln();
+    let to = to_f64(SEASON_SECONDS).ln();
+    let share = (to_f64(seconds.max(1)).ln() - from) / (to - from);
     let share = share.clamp(0.0, 1.0);
     let mix = |recent: f64, season: f64| recent + (season - recent) * share;
     Band::new(

@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use self::correction::Correction;
 use self::expert::{Expert, Quantiles, together};
 use crate::band::Band;
+use crate::count::to_f64;
 
 /// Shares of the newest sample in the jumping means, which are of logarithms.
 const JUMPING: [f64; 4] = [1.0, 0.3, 0.1, 0.03];
@@ -209,12 +210,12 @@ impl Horizon {
 
     /// The part of the horizon that passes between two recorded forecasts.
     fn passed(&self) -> f64 {
-        count_of(self.stride()) / count_of(self.length)
+        to_f64(self.stride() as u64) / to_f64(self.length as u64)
     }
 
     /// The errors to expect, given those of the next shorter horizon.
     fn errors(&self, shorter: &OfEach) -> OfEach {
-        let passed = self.count as f64 * self.passed();
+        let passed = to_f64(self.count) * self.passed();
         let believed = passed / (passed + PASSES);
         std::array::from_fn(|index| self.experts[index].errors(&shorter[index], believed))
     }
@@ -229,7 +230,7 @@ impl Horizon {
             return;
         };
         let sum: f64 = samples.iter().take(self.length).sum();
-        let rate = sum / count_of(self.length);
+        let rate = sum / to_f64(self.length as u64);
         let rates = said.rates(errors);
         let together = self.together(&rates);
         self.correction.observe(&together, rate, self.passed());
@@ -309,12 +310,12 @@ impl Recent {
         if self.has_changed(residual / self.now.spread) {
             self.now.changes += 1.0;
             let newest = self.samples.iter().take(CHANGE_COUNT);
-            let count = count_of(newest.len());
+            let count = to_f64(newest.len() as u64);
             let mean = newest.map(|rate| rate.ln()).sum::<f64>() / count;
             self.now.jumping.fill(mean);
         }
         // At first a slow mean is the plain mean of all samples.
-        let least = 1.0 / self.count as f64;
+        let least = 1.0 / to_f64(self.count);
         let now = &mut self.now;
         now.spread += (strayed - now.spread) * SPREAD_SHARE;
         now.spread = now.spread.max(SPREAD_MIN);
@@ -364,10 +365,6 @@ impl Recent {
         let [p10, p50, p90] = horizon.correction.apply(&together, self.now.most());
         Some(Band::new(p10, p50, p90))
     }
-}
-
-fn count_of(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

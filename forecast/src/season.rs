@@ -27,6 +27,7 @@ mod weeks;
 use std::collections::VecDeque;
 
 use crate::band::Band;
+use crate::count::to_f64;
 use downtime::Downtime;
 use errors::SHARES;
 use hazard::Hazard;
@@ -252,8 +253,7 @@ impl Season {
             .observe(here, pulled * spread, residual * spread);
         // At first the level is the mean of what was seen, later it follows slowly.
         self.settled_count += 1;
-        let count = f64::from(u32::try_from(self.settled_count).unwrap_or(u32::MAX));
-        let step = LEVEL_STEP.max(1.0 / (count + 1.0));
+        let step = LEVEL_STEP.max(1.0 / (to_f64(self.settled_count) + 1.0));
         self.level = (self.level * (1.0 + step * pulled * spread)).clamp(LEVEL_MIN, LEVEL_MAX);
         if let Some(jump) = self.shift.observe(residual, share, expected) {
             self.jump(jump);
@@ -310,7 +310,7 @@ impl Season {
             high
         } else {
             let low = LEADS[after - 1];
-            let share = hours(lead - low) / hours(LEADS[after] - low);
+            let share = to_f64((lead - low) as u64) / to_f64((LEADS[after] - low) as u64);
             Learnt::between(&learnt(after - 1), &high, share)
         };
         let scale = self.level * self.profile.spread(target);
@@ -325,10 +325,6 @@ impl Season {
         };
         Some(Band::new(rate(0), rate(1), rate(2)))
     }
-}
-
-pub(crate) fn hours(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 /// Detects shifts of the level: residuals that stay on one side (Page's test).
@@ -435,7 +431,7 @@ impl Shift {
             } else if side.evidence >= enough {
                 jump = Some(Jump {
                     factor: (side.shares / side.expected.max(0.1)).max(0.05),
-                    residual: side.residuals / hours(side.hours),
+                    residual: side.residuals / to_f64(side.hours as u64),
                     hours: side.hours,
                     is_undoing: false,
                 });

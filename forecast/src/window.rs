@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::count::to_f64;
+
 /// A window of values with quantiles.
 ///
 /// Adding a value costs one search and moving the values above it, which suits windows of
@@ -50,7 +52,7 @@ impl Window {
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let last = self.sorted.len().checked_sub(1)?;
-        let place = share.clamp(0.0, 1.0) * crate::season::hours(last);
+        let place = share.clamp(0.0, 1.0) * to_f64(last as u64);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -58,7 +60,7 @@ impl Window {
         )]
         let below = (place as usize).min(last);
         let above = (below + 1).min(last);
-        let part = place - crate::season::hours(below);
+        let part = place - to_f64(below as u64);
         Some(self.sorted[below] + (self.sorted[above] - self.sorted[below]) * part)
     }
 
@@ -66,7 +68,7 @@ impl Window {
     #[must_use]
     pub fn below(&self, value: f64) -> f64 {
         let n = self.sorted.len();
-        crate::season::hours(self.place(value)) / crate::season::hours(n.max(1))
+        to_f64(self.place(value) as u64) / to_f64(n.max(1) as u64)
     }
 
     /// The position of a value in the sorted order.

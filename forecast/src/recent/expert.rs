@@ -1,5 +1,6 @@
 //! One mean at one horizon: the quantiles of its errors, and how much it lost by them.
 
+use crate::count::to_f64;
 use crate::score::loss;
 
 /// Quantiles 10, 50 and 90.
@@ -58,7 +59,7 @@ impl Expert {
     /// time the share below comes out right whatever the errors do (Angelopoulos, Candes and
     /// Tibshirani, 2023).
     pub(super) fn observe(&mut self, count: u64, error: f64, said: &Quantiles, rate: f64) {
-        let count = count as f64;
+        let count = to_f64(count);
         let share = (1.0 / (count + 1.0)).max(1.0 / MEMORY);
         for ((mean, share_below), said) in self.losses.iter_mut().zip(SHARES).zip(said) {
             *mean += (loss(share_below, *said, rate) - *mean) * share;

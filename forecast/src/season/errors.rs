@@ -1,6 +1,7 @@
 //! The errors made so far at one lead, and quantiles of them that are adapted to their coverage.
 
 use super::hazard::Tails;
+use crate::count::to_f64;
 use crate::window::Window;
 
 /// Errors kept: twelve weeks of hours.
@@ -56,7 +57,7 @@ impl Errors {
 
     /// Adapts the asked shares to an error.
     pub(crate) fn adapt(&mut self, error: f64, lead_hours: usize, tails: &Tails) {
-        let step = STEP / super::hours(lead_hours);
+        let step = STEP / to_f64(lead_hours as u64);
         let below = self.below(error, tails.chance(lead_hours), tails);
         let asked = self.asked_of_few(lead_hours);
         for ((asked, share), few) in self.asked.iter_mut().zip(SHARES).zip(asked) {
@@ -68,7 +69,7 @@ impl Errors {
     /// The errors below which these shares lie.
     pub(crate) fn quantiles(&self, shares: [f64; 3], lead_hours: usize, tails: &Tails) -> [f64; 3] {
         let count = self.window.count();
-        let weight = super::hours(count) / super::hours(count + PRIOR_COUNT);
+        let weight = to_f64(count as u64) / to_f64((count + PRIOR_COUNT) as u64);
         let chance = tails.chance(lead_hours);
         let asked = self.asked_of_few(lead_hours);
         shares.map(|share| {
@@ -83,7 +84,7 @@ impl Errors {
     /// Errors at a long lead come in runs, so few in the window are independent. The tails are
     /// widened as conformal prediction does for so few.
     fn asked_of_few(&self, lead_hours: usize) -> [f64; 3] {
-        let apart = super::hours(self.window.count()) / super::hours(lead_hours);
+        let apart = to_f64(self.window.count() as u64) / to_f64(lead_hours as u64);
         let shrink = apart / (apart + FEW);
         let [low, middle, high] = self.asked;
         [low * shrink, middle, 1.0 - (1.0 - high) * shrink]

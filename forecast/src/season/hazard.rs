@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::hours;
+use crate::count::to_f64;
 
 /// Number of shifts whose sizes are remembered.
 const SIZE_COUNT: usize = 8;
@@ -131,7 +131,7 @@ pub(crate) struct Tails {
 impl Tails {
     /// The probability of a shift within this many hours.
     pub(super) fn chance(&self, lead_hours: usize) -> f64 {
-        -(-self.hourly * hours(lead_hours)).exp_m1()
+        -(-self.hourly * to_f64(lead_hours as u64)).exp_m1()
     }
 
     /// Share of errors below this one, given a shift. Hours deviate from their outcome by up to a

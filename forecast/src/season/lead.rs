@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::errors::Errors;
 use super::hazard::Tails;
 use super::{Residuals, WEEK_HOURS};
+use crate::count::to_f64;
 
 /// Number of inputs from which a future residual is predicted.
 const FEATURE_COUNT: usize = 6;
@@ -192,7 +193,7 @@ fn features(residuals: &Residuals, lead: usize, ago: usize) -> Vector {
 
 /// The initial weights: the current residual lasts a few hours, one that lasted a day lasts longer.
 fn assumed(lead: usize) -> Vector {
-    let lead = super::hours(lead);
+    let lead = to_f64(lead as u64);
     let now = 0.6 * (-lead / 4.0).exp();
     [
         now,

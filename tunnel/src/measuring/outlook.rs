@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use towpath_daemon::shutdown::Shutdown;
-use towpath_forecast::count::{precise, whole};
+use towpath_forecast::count::{to_f64, whole};
 use towpath_forecast::forecaster::Forecaster;
 use towpath_forecast::history::{History, Sample};
 use towpath_forecast::moment::Moment;
@@ -257,7 +257,7 @@ impl Outlook {
         let [mut send, receive] = sample(peer, &mut known.seen);
         let mut seconds = LOOK_SECONDS;
         if let Some(rate) = known.probed.take() {
-            send = Sample::Capacity(precise(rate));
+            send = Sample::Capacity(to_f64(rate));
             seconds = PROBE_SECONDS;
         }
         if let Ok(link) = peer.link() {
@@ -314,10 +314,8 @@ fn sample(peer: &Peer, seen: &mut Option<Snapshot>) -> [Sample; 2] {
     let before = seen.replace(now);
     // The path does not carry what it loses, however much of the cap was sent.
     let is_lossy = measured.lost_per_million >= LOSS_PER_MILLION;
-    let [sent, received] = [measured.sent_per_second, measured.received_per_second].map(precise);
-    let kept_below = link
-        .capacity_shown_by(measured.sent_per_second)
-        .map(precise);
+    let [sent, received] = [measured.sent_per_second, measured.received_per_second].map(to_f64);
+    let kept_below = link.capacity_shown_by(measured.sent_per_second).map(to_f64);
     let send = match (filled(before, now).or(kept_below), reached(before, now, 0)) {
         (Some(rate), _) => Sample::Capacity(rate.max(sent)),
         (None, Some(cap)) if !is_lossy => Sample::CapLimited(cap),
@@ -336,7 +334,7 @@ fn receiving(
 ) -> Sample {
     let claim = claim.filter(|claim| now.supports(*claim));
     match (claim, reached(before, now, 1)) {
-        (Some(rate), _) => Sample::Capacity(precise(rate).max(received)),
+        (Some(rate), _) => Sample::Capacity(to_f64(rate).max(received)),
         (None, Some(cap)) => Sample::CapLimited(cap),
         (None, None) => Sample::ApplicationLimited(received),
     }
@@ -359,7 +357,7 @@ fn filled(before: Option<Snapshot>, now: Snapshot) -> Option<f64> {
     let before = before.filter(|before| before.link == now.link)?;
     let bytes = now.filled_bytes.checked_sub(before.filled_bytes)?;
     let time = now.filled_time.checked_sub(before.filled_time)?;
-    (time >= FILLED_MIN).then(|| precise(bytes) / time.as_secs_f64())
+    (time >= FILLED_MIN).then(|| to_f64(bytes) / time.as_secs_f64())
 }
 
 /// Returns a cap in bytes per second; infinity without one.
@@ -473,7 +471,7 @@ mod tests {
         // A path filled for the whole second, and one filled for part of it.
         for claim in [1_000_000, 3_000_000] {
             let sample = told(&[1_000_000, 1_000_000], claim);
-            assert_eq!(sample, Sample::Capacity(precise(claim)));
+            assert_eq!(sample, Sample::Capacity(to_f64(claim)));
         }
         // 100 Gbit/s, claimed over a link that carries little more than the claim.
         for came in [&[][..], &[0, 500], &[1_000_000, 0, 0, 0, 0, 500]] {

@@ -1,7 +1,7 @@
 //! Forecasts as shown to operators and programs.
 
 use serde::{Deserialize, Serialize};
-use towpath_forecast::count::{precise, whole};
+use towpath_forecast::count::{to_f64, whole};
 use towpath_forecast::forecaster::{Forecaster, HORIZON_SECONDS_MAX, Prediction};
 use towpath_forecast::moment::Moment;
 use towpath_protocol::fault::{Code, Fault, shown};
@@ -251,7 +251,7 @@ pub(crate) fn cap_at(peer: &Peer, direction: Direction, at: Moment) -> Option<Ra
 
 /// Converts a cap to bytes per second.
 pub(crate) const fn bytes_per_second(cap: Rate) -> f64 {
-    precise(cap.bytes_per_second())
+    to_f64(cap.bytes_per_second())
 }
 
 fn bits(bytes_per_second: f64) -> u64 {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use towpath_daemon::units::bits_per_second;
 use towpath_forecast::band::Band;
-use towpath_forecast::count::{precise, whole};
+use towpath_forecast::count::{to_f64, whole};
 
 use crate::operators::last_hour::{POINT_COUNT_MAX, Point};
 
@@ -59,8 +59,8 @@ impl Chart {
     fn in_words(&self, name: &str) -> String {
         let last = self.recent.last().copied().unwrap_or_default();
         let (sent, received) = (
-            precise(last.sent_per_second),
-            precise(last.received_per_second),
+            to_f64(last.sent_per_second),
+            to_f64(last.received_per_second),
         );
         let now = format!(
             "{name}: now {} out, {} in",
@@ -79,20 +79,20 @@ impl Chart {
 
     fn highest(&self) -> f64 {
         let past = self.recent.iter();
-        let past = past.map(|point| precise(point.sent_per_second.max(point.received_per_second)));
+        let past = past.map(|point| to_f64(point.sent_per_second.max(point.received_per_second)));
         let ahead = self.ahead.iter().map(|(_, band)| band.p90);
         let caps = self.caps.iter().filter_map(|(_, cap)| *cap);
         past.chain(ahead).chain(caps).fold(0.0, f64::max)
     }
 
     fn draw_past(&self, scale: &Scale, svg: &mut String) {
-        let step = (PAST.1 - PAST.0) / precise(POINT_COUNT_MAX as u64 - 1);
+        let step = (PAST.1 - PAST.0) / to_f64(POINT_COUNT_MAX as u64 - 1);
         let missing = POINT_COUNT_MAX - self.recent.len().min(POINT_COUNT_MAX);
-        let x = |index: usize| PAST.0 + step * precise((missing + index) as u64);
+        let x = |index: usize| PAST.0 + step * to_f64((missing + index) as u64);
         let line = |of: fn(&Point) -> u64| {
             let points = self.recent.iter().enumerate();
             points
-                .map(|(index, point)| (x(index), scale.y(precise(of(point)))))
+                .map(|(index, point)| (x(index), scale.y(to_f64(of(point)))))
                 .collect::<Vec<_>>()
         };
         let sent = line(|point| point.sent_per_second);
@@ -148,7 +148,7 @@ impl Chart {
 
 /// Horizontal position of a moment of the coming day.
 fn ahead_x(seconds: u64) -> f64 {
-    let share = precise(seconds) / precise(HOURS_AHEAD * 3600);
+    let share = to_f64(seconds) / to_f64(HOURS_AHEAD * 3600);
     AHEAD.0 + (AHEAD.1 - AHEAD.0) * share.min(1.0)
 }
 
@@ -248,7 +248,7 @@ mod tests {
                 let scale = Scale::of(step * 10_f64.powi(decade) / 8.0);
                 for share in [0.5, 1.0] {
                     let label = rate_of(scale.top * share);
-                    let width = precise(label.len() as u64) * LETTER_WIDTH * height;
+                    let width = to_f64(label.len() as u64) * LETTER_WIDTH * height;
                     assert!(width <= PAST.0 - LABEL_GAP, "{label}: {width}");
                 }
             }
