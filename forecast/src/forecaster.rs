@@ -168,7 +168,7 @@ pub struct Prediction {
 
 /// When a number of bytes will have been sent. `None` means not within [`HORIZON_SECONDS_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Through {
+pub struct CompletionTimes {
     /// The bytes are through by this moment with a probability of one half.
     pub p50: Option<Moment>,
     /// The same if every hour is as slow as the slowest tenth of hours. This is a little later
@@ -212,7 +212,7 @@ pub struct Forecaster {
     /// The hour that is not over, by its number since 1970. All hours before it are in the season.
     hour: Option<u64>,
     /// Whether the season has learnt hours that are now in the future again.
-    is_astray: bool,
+    needs_retraining: bool,
     /// Seconds with a link since the clock jumped.
     doubted_seconds: u32,
     recent: Recent,
@@ -236,7 +236,7 @@ impl Forecaster {
             zone,
             season: Season::new(0),
             hour: None,
-            is_astray: false,
+            needs_retraining: false,
             doubted_seconds: 0,
             recent: Recent::default(),
             newest_capacity: None,
@@ -434,12 +434,12 @@ impl Forecaster {
         from: Moment,
         bytes: u64,
         cap: impl Fn(Moment) -> Option<f64>,
-    ) -> Option<Through> {
+    ) -> Option<CompletionTimes> {
         /// Seconds per step, in which the rate is constant. A timetable changes on the minute.
         const STEP_SECONDS: u64 = 60;
         let from = from.max(now);
         self.forecast_under(now, from, cap(from))?;
-        let mut through = Through::default();
+        let mut through = CompletionTimes::default();
         // Where no forecast exists, the highest rate carried so far is assumed.
         let carried = self.carried(now).map(|(_, rate)| rate).fold(0.0, f64::max);
         let wanted = to_f64(bytes);
@@ -481,7 +481,7 @@ impl Forecaster {
     /// The highest mean rate over five seconds that was seen in the last day, whatever was the
     /// limit. Shorter bursts may have gone into a queue.
     #[must_use]
-    pub fn at_least(&self, now: Moment) -> Option<f64> {
+    pub fn lower_bound(&self, now: Moment) -> Option<f64> {
         let day_ago = Moment::from_unix_seconds(now.unix_seconds().saturating_sub(86_400));
         self.history.peak_since(day_ago)
     }
@@ -538,22 +538,22 @@ impl Forecaster {
         self.history.forget_after(now);
         self.hour = Some(current);
         self.open = Default::default();
-        self.is_astray = true;
+        self.needs_retraining = true;
     }
 
     /// Whether the season has learnt hours that are now in the future, because the clock was put
-    /// back. It learns nothing more until [`Self::follow`].
+    /// back. It learns nothing more until [`Self::adopt_model`].
     #[must_use]
-    pub const fn is_astray(&self) -> bool {
-        self.is_astray
+    pub const fn needs_retraining(&self) -> bool {
+        self.needs_retraining
     }
 
     /// Takes over what another forecaster has learnt from this one's history.
-    pub fn follow(&mut self, again: Self) {
+    pub fn adopt_model(&mut self, again: Self) {
         self.season = again.season;
         self.hour = again.hour;
         self.open = again.open;
-        self.is_astray = false;
+        self.needs_retraining = false;
     }
 
     /// Hands the hours that are over to the season.
@@ -575,7 +575,7 @@ impl Forecaster {
             self.begin(current);
             return;
         }
-        if self.is_astray {
+        if self.needs_retraining {
             self.hour = Some(current);
             return;
         }

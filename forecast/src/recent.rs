@@ -109,7 +109,7 @@ type OfEach = [Quantiles; EXPERT_COUNT];
 pub struct Recent {
     /// The rates, newest first.
     samples: VecDeque<f64>,
-    now: Said,
+    now: Means,
     /// Logarithm of the link's usual rate.
     usual: f64,
     count: u64,
@@ -120,7 +120,7 @@ pub struct Recent {
 /// The state of the means at one time. Errors are computed with the state at the time of the
 /// forecast, not with a later one: above all, the spread is larger after a change than before it.
 #[derive(Debug, Clone, Copy)]
-struct Said {
+struct Means {
     /// Means of logarithms of the rate.
     jumping: [f64; JUMPING.len()],
     /// Means of the rate, in bytes per second.
@@ -133,7 +133,7 @@ struct Said {
     changes: f64,
 }
 
-impl Said {
+impl Means {
     /// The errors to expect before any is seen.
     fn first_errors(&self) -> OfEach {
         std::array::from_fn(|index| match index.checked_sub(JUMPING.len()) {
@@ -181,7 +181,7 @@ struct Horizon {
     /// The horizon in samples.
     length: usize,
     /// The states that forecasts were made from and whose outcomes are not known yet, oldest first.
-    open: VecDeque<Said>,
+    open: VecDeque<Means>,
     experts: [Expert; EXPERT_COUNT],
     /// Moves the ends of the combined band.
     correction: Correction,
@@ -226,20 +226,20 @@ impl Horizon {
         if self.open.len() < self.length / self.stride() {
             return;
         }
-        let Some(said) = self.open.pop_front() else {
+        let Some(means) = self.open.pop_front() else {
             return;
         };
         let sum: f64 = samples.iter().take(self.length).sum();
         let rate = sum / to_f64(self.length as u64);
-        let rates = said.rates(errors);
+        let rates = means.rates(errors);
         let together = self.together(&rates);
         self.correction.observe(&together, rate, self.passed());
-        let errors = said.errors(rate, rate.ln().max(lowest));
+        let errors = means.errors(rate, rate.ln().max(lowest));
         for ((expert, rates), error) in self.experts.iter_mut().zip(&rates).zip(errors) {
             expert.observe(self.count, error, rates, rate);
         }
         self.count += 1;
-        self.changes += (said.changes - self.changes) * CHANGE_SHARE;
+        self.changes += (means.changes - self.changes) * CHANGE_SHARE;
     }
 
     /// Combines the bands of all means into one.
@@ -254,7 +254,7 @@ impl Default for Recent {
     fn default() -> Self {
         Self {
             samples: VecDeque::new(),
-            now: Said {
+            now: Means {
                 jumping: [0.0; JUMPING.len()],
                 staying: [0.0; STAYING.len()],
                 spread: SPREAD_FIRST,
@@ -359,9 +359,9 @@ impl Recent {
         let first = self.now.first_errors();
         let known = self.horizons[..=index].iter();
         let errors = known.fold(first, |shorter, horizon| horizon.errors(&shorter));
-        let said = self.now.rates(&errors);
+        let rates = self.now.rates(&errors);
         let horizon = &self.horizons[index];
-        let together = horizon.together(&said);
+        let together = horizon.together(&rates);
         let [p10, p50, p90] = horizon.correction.apply(&together, self.now.most());
         Some(Band::new(p10, p50, p90))
     }

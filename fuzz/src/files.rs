@@ -65,7 +65,7 @@ fn forecast_from(history: History) {
             }
         }
         let _ = forecaster.through(now, now, 1 << 30, |_| Some(1e7));
-        let _ = forecaster.at_least(now);
+        let _ = forecaster.lower_bound(now);
     }
     let _ = History::decode(&forecaster.history().encode()).expect("what is kept reads back");
 }

@@ -36,9 +36,9 @@ fn taught(days: u64) -> Forecaster {
 /// Takes a sample as the daemon does: if the clock was put back, everything is learnt anew.
 fn look(forecaster: &mut Forecaster, now: u64, sample: Sample, seconds: u32) {
     forecaster.observe(at(now), sample, seconds);
-    if forecaster.is_astray() {
+    if forecaster.needs_retraining() {
         let again = Forecaster::new(Zone::utc(), forecaster.history().clone());
-        forecaster.follow(again);
+        forecaster.adopt_model(again);
     }
 }
 
@@ -78,11 +78,11 @@ fn sch_9_without_capacity_there_is_no_forecast_and_with_little_it_says_so() {
         "nobody filled the link"
     );
     assert_eq!(forecaster.through(at(500), at(500), 1000, |_| None), None);
-    assert_eq!(forecaster.at_least(at(500)), Some(5e5));
+    assert_eq!(forecaster.lower_bound(at(500)), Some(5e5));
     // A probe's rate counts as carried, although five seconds are too few for a forecast.
     let mut probed = forecaster.clone();
     probed.observe(at(500), Sample::Capacity(4e6), 5);
-    assert_eq!(probed.at_least(at(500)), Some(4e6));
+    assert_eq!(probed.lower_bound(at(500)), Some(4e6));
     for second in 500..600 {
         forecaster.observe(at(second), Sample::Capacity(1e6), 1);
     }
@@ -187,7 +187,7 @@ fn sch_10_bytes_are_through_when_the_rates_have_carried_them() {
     assert!(through.p90 >= through.p50);
     let p50 = capped.p50.unwrap().since(at(now)).as_secs();
     assert!((3600..3700).contains(&p50), "{p50}");
-    assert_eq!(never, Through::default());
+    assert_eq!(never, CompletionTimes::default());
     assert_eq!(nothing.p50, Some(at(now)));
 }
 
@@ -243,7 +243,7 @@ fn bytes_whose_sending_begins_later_are_through_later() {
     let end = now + HORIZON_SECONDS_MAX;
     let hour = 8_000_000 * 3600;
     assert!(through(end - 2 * 3600, hour).unwrap().p50.is_some());
-    assert_eq!(through(end - 1800, hour), Some(Through::default()));
+    assert_eq!(through(end - 1800, hour), Some(CompletionTimes::default()));
     // Only the cap at the moment when sending begins decides whether the rate is known.
     let kept = kept_to(1e6, 30);
     let caps = |moment| Some(if moment < at(3600) { 2e6 } else { 1e6 });
@@ -529,16 +529,16 @@ fn a_clock_that_is_put_back_costs_no_more_than_a_look_until_all_is_learnt_anew()
     // Samples are kept meanwhile, whichever way the clock goes, and no hour is learnt twice.
     for now in [week - 7200, week - 3000, week - 20_000, week - 10_000] {
         forecaster.observe(at(now), Sample::Capacity(1e6), 60);
-        assert!(forecaster.is_astray());
+        assert!(forecaster.needs_retraining());
         assert_eq!(forecaster.known_hours(), known);
         assert!(forecaster.forecast(at(now), at(now + 86_400)).is_some());
     }
     let again = Forecaster::new(Zone::utc(), forecaster.history().clone());
     // An hour that ends while the other forecaster learns is learnt afterwards.
     forecaster.observe(at(week - 6000), Sample::Capacity(1e6), 60);
-    forecaster.follow(again);
+    forecaster.adopt_model(again);
     forecaster.observe(at(week - 5900), Sample::Capacity(1e6), 60);
-    assert!(!forecaster.is_astray());
+    assert!(!forecaster.needs_retraining());
     let read = Forecaster::new(Zone::utc(), forecaster.history().clone());
     assert_eq!(forecaster.known_hours(), read.known_hours());
     assert_eq!(forecaster.hour, read.hour);
@@ -643,18 +643,18 @@ fn a_lower_cap_before_or_after_does_not_hide_that_a_higher_one_was_reached() {
 #[test]
 fn the_most_that_went_through_is_told_and_not_what_did_on_the_average() {
     let mut forecaster = Forecaster::new(Zone::utc(), History::default());
-    assert_eq!(forecaster.at_least(at(0)), None);
+    assert_eq!(forecaster.lower_bound(at(0)), None);
     for second in 0..200 {
         forecaster.observe(at(second), Sample::ApplicationLimited(0.0), 1);
     }
-    assert_eq!(forecaster.at_least(at(200)), None, "nothing has");
+    assert_eq!(forecaster.lower_bound(at(200)), None, "nothing has");
     // A burst of one second, which a queue may have taken.
     forecaster.observe(at(200), Sample::ApplicationLimited(1e7), 1);
-    assert_eq!(forecaster.at_least(at(201)), Some(2e6));
+    assert_eq!(forecaster.lower_bound(at(201)), Some(2e6));
     // A probe counts for five seconds.
     forecaster.observe(at(201), Sample::Capacity(1e7), 5);
     forecaster.observe(at(202), Sample::ApplicationLimited(1e3), 1);
-    assert_eq!(forecaster.at_least(at(203)), Some(1e7));
+    assert_eq!(forecaster.lower_bound(at(203)), Some(1e7));
     // Rates before and after an outage are not averaged together.
     let mut cut = Forecaster::new(Zone::utc(), History::default());
     for second in 0..9 {
@@ -665,8 +665,8 @@ fn the_most_that_went_through_is_told_and_not_what_did_on_the_average() {
         };
         cut.observe(at(second), sample, 1);
     }
-    assert_eq!(cut.at_least(at(9)), None);
-    assert_eq!(forecaster.at_least(at(90_000)), None, "a day ago");
+    assert_eq!(cut.lower_bound(at(9)), None);
+    assert_eq!(forecaster.lower_bound(at(90_000)), None, "a day ago");
 }
 
 #[test]

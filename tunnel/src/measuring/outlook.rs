@@ -219,15 +219,15 @@ impl Outlook {
         };
         for direction in Direction::ALL {
             let history = |forecaster: &Forecaster| {
-                let is_astray = forecaster.is_astray();
-                is_astray.then(|| forecaster.history().clone())
+                let needs_retraining = forecaster.needs_retraining();
+                needs_retraining.then(|| forecaster.history().clone())
             };
             let Some(history) = self.with(site, direction, history).flatten() else {
                 continue;
             };
             let again = Forecaster::new(self.zone.clone(), history);
             if let Some(forecasters) = &mut known.lock().forecasters {
-                forecasters[direction as usize].follow(again);
+                forecasters[direction as usize].adopt_model(again);
             }
         }
         known.lock().is_learning = false;
@@ -283,9 +283,9 @@ impl PeerHistory {
     /// Whether a forecaster must be learnt anew. Returns `true` once, then `false` until that is
     /// done.
     fn has_to_learn(&mut self) -> bool {
-        let is_astray =
-            |forecasters: &[Forecaster; 2]| forecasters.iter().any(Forecaster::is_astray);
-        let has_to = !self.is_learning && self.forecasters.as_ref().is_some_and(is_astray);
+        let needs_retraining =
+            |forecasters: &[Forecaster; 2]| forecasters.iter().any(Forecaster::needs_retraining);
+        let has_to = !self.is_learning && self.forecasters.as_ref().is_some_and(needs_retraining);
         self.is_learning |= has_to;
         has_to
     }

@@ -150,7 +150,7 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
         let forecasts: Vec<_> = horizons.into_iter().map(view).collect();
         let is_known = forecasts.iter().any(|view| view.quantiles.is_some());
         let cap = cap_at(peer, direction, now).map_or(f64::INFINITY, bytes_per_second);
-        let at_least = forecaster.at_least(now).filter(|_| !is_known);
+        let at_least = forecaster.lower_bound(now).filter(|_| !is_known);
         ForecastDocument {
             peer: peer.site.to_string(),
             direction: direction.as_str().to_owned(),
