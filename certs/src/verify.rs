@@ -11,8 +11,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    SignatureScheme,
+    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error,
+    OtherError, RootCertStore, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use towpath_protocol::fault::{Code, Fault};
@@ -77,12 +77,14 @@ impl Rejection {
     /// The reason for a TLS alert that we sent before any certificate was checked; `None` for the
     /// others, which the verifier counts itself because it knows more than an alert can say.
     #[must_use]
-    pub const fn from_alert(alert: u8) -> Option<Self> {
+    pub const fn from_alert(alert: AlertDescription) -> Option<Self> {
         match alert {
-            116 => Some(Self::NoCertificate),
-            // handshake_failure, protocol_version, insufficient_security, missing_extension,
-            // no_application_protocol
-            40 | 70 | 71 | 109 | 120 => Some(Self::WrongProtocol),
+            AlertDescription::CertificateRequired => Some(Self::NoCertificate),
+            AlertDescription::HandshakeFailure
+            | AlertDescription::ProtocolVersion
+            | AlertDescription::InsufficientSecurity
+            | AlertDescription::MissingExtension
+            | AlertDescription::NoApplicationProtocol => Some(Self::WrongProtocol),
             _ => None,
         }
     }
@@ -90,24 +92,35 @@ impl Rejection {
     /// Whether an alert reports a certificate, or a signature made with one. The verifier has
     /// already counted those.
     #[must_use]
-    pub const fn is_by_verifier(alert: u8) -> bool {
-        // bad_certificate to certificate_unknown, unknown_ca, access_denied, decrypt_error
-        matches!(alert, 42..=46 | 48 | 49 | 51)
+    pub const fn is_by_verifier(alert: AlertDescription) -> bool {
+        matches!(
+            alert,
+            AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::AccessDenied
+                | AlertDescription::DecryptError
+        )
     }
 
     /// The reason that an alert stands for, whether we sent it or the peer did. The alert is the
     /// same for a certificate that has expired and one that is not valid yet.
     #[must_use]
-    pub const fn told_by(alert: u8) -> Option<Self> {
+    pub const fn from_any_alert(alert: AlertDescription) -> Option<Self> {
         Some(match alert {
-            42 => Self::Malformed,
-            43 => Self::WrongUsage,
-            44 => Self::Revoked,
-            45 => Self::Expired,
-            46 | 49 => Self::WrongName,
+            AlertDescription::BadCertificate => Self::Malformed,
+            AlertDescription::UnsupportedCertificate => Self::WrongUsage,
+            AlertDescription::CertificateRevoked => Self::Revoked,
+            AlertDescription::CertificateExpired => Self::Expired,
+            AlertDescription::CertificateUnknown | AlertDescription::AccessDenied => {
+                Self::WrongName
+            }
             // A stranger's authority may carry the name of our authority; then a signature check
             // fails.
-            48 | 51 => Self::UnknownAuthority,
+            AlertDescription::UnknownCA | AlertDescription::DecryptError => Self::UnknownAuthority,
             _ => return Self::from_alert(alert),
         })
     }

@@ -16,7 +16,9 @@ use rcgen::{
 };
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
-use rustls::{ClientConfig, ClientConnection, Error, ServerConfig, ServerConnection};
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, Error, ServerConfig, ServerConnection,
+};
 use tempfile::TempDir;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::{Authority, Identity, Rejection, Rejections, Revocations, Validity, tls};
@@ -216,7 +218,10 @@ fn t09_no_certificate() {
         .client_auth_cert_resolver;
     let (_, at_server) = shake(client, fixture.server());
     assert_eq!(at_server, Err(Error::NoCertificatesPresented));
-    assert_eq!(Rejection::from_alert(116), Some(Rejection::NoCertificate));
+    assert_eq!(
+        Rejection::from_alert(AlertDescription::CertificateRequired),
+        Some(Rejection::NoCertificate)
+    );
 }
 
 #[test]
@@ -344,7 +349,11 @@ fn t14_other_protocols_versions_and_key_exchanges_are_refused() {
     weak.alpn_protocols = vec![tls::ALPN.to_vec()];
     let (_, at_server) = shake(weak, fixture.server());
     at_server.expect_err("no key exchange in common");
-    for alert in [40, 70, 120] {
+    for alert in [
+        AlertDescription::HandshakeFailure,
+        AlertDescription::ProtocolVersion,
+        AlertDescription::NoApplicationProtocol,
+    ] {
         assert_eq!(Rejection::from_alert(alert), Some(Rejection::WrongProtocol));
     }
 }

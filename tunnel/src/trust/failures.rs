@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
 use quinn::{Connection, ConnectionError, FrameStats, TransportErrorCode};
+use rustls::AlertDescription;
 use towpath_certs::{Refusal, Rejection};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
@@ -30,22 +31,22 @@ const TOLD_AGAIN: Duration = Duration::from_mins(10);
 const ALERTS: u64 = 0x100;
 
 /// The TLS alert that a QUIC error code stands for, if any.
-fn alert_of(code: TransportErrorCode) -> Option<u8> {
-    let alert = u64::from(code).checked_sub(ALERTS)?;
-    u8::try_from(alert).ok()
+fn alert_of(code: TransportErrorCode) -> Option<AlertDescription> {
+    let number = u64::from(code).checked_sub(ALERTS)?;
+    u8::try_from(number).ok().map(AlertDescription::from)
 }
 
-/// The number of the TLS alert with which this side ended a handshake.
-pub(crate) fn alert_we_sent(error: &ConnectionError) -> Option<u8> {
+/// The TLS alert with which this side ended a handshake.
+pub(crate) fn alert_we_sent(error: &ConnectionError) -> Option<AlertDescription> {
     match error {
         ConnectionError::TransportError(error) => alert_of(error.code),
         _ => None,
     }
 }
 
-/// The number of the TLS alert that ended a handshake, and whose certificate it concerns: that of
+/// The TLS alert that ended a handshake, and whose certificate it concerns: that of
 /// the side that did not send it.
-fn alert(error: &ConnectionError) -> Option<(Whose, u8)> {
+fn alert(error: &ConnectionError) -> Option<(Whose, AlertDescription)> {
     match error {
         ConnectionError::ConnectionClosed(close) => {
             Some((Whose::Ours, alert_of(close.error_code)?))
@@ -67,7 +68,7 @@ pub(crate) fn is_told_revoked(connection: &Connection) -> bool {
 /// The same, from the reason why a connection ended and the frames sent over it.
 fn is_proven_revoked(reason: &ConnectionError, sent: &FrameStats) -> bool {
     let is_revoked = alert(reason).is_some_and(|(whose, alert)| {
-        whose == Whose::Ours && Rejection::told_by(alert) == Some(Rejection::Revoked)
+        whose == Whose::Ours && Rejection::from_any_alert(alert) == Some(Rejection::Revoked)
     });
     // These frames are only in 1-RTT packets, which we send once the peer's part of the handshake
     // is fully verified.
@@ -78,7 +79,7 @@ fn is_proven_revoked(reason: &ConnectionError, sent: &FrameStats) -> bool {
 /// certificate of the peer that was refused here.
 pub(crate) fn of(error: &ConnectionError, noted: Option<&Refusal>) -> Option<Unreached> {
     let (whose, alert) = alert(error)?;
-    let told = Rejection::told_by(alert)?;
+    let told = Rejection::from_any_alert(alert)?;
     let noted = noted.filter(|noted| whose == Whose::Peers && is_of(noted.reason, told));
     let reason = noted.map_or(told, |noted| noted.reason);
     let detail = match (whose, reason, noted) {
@@ -107,7 +108,7 @@ pub(crate) fn refusal(
     noted: impl Fn() -> Option<Refusal>,
 ) -> Option<Refusal> {
     let (whose, alert) = alert(error)?;
-    let reason = Rejection::told_by(alert).filter(|_| whose == Whose::Peers)?;
+    let reason = Rejection::from_any_alert(alert).filter(|_| whose == Whose::Peers)?;
     let noted = noted().filter(|noted| is_of(noted.reason, reason));
     Some(noted.unwrap_or_else(|| Refusal {
         reason,
@@ -330,13 +331,13 @@ mod tests {
 
     use super::*;
 
-    fn ours(alert: u8) -> ConnectionError {
-        ConnectionError::TransportError(TransportErrorCode::crypto(alert).into())
+    fn ours(alert: AlertDescription) -> ConnectionError {
+        ConnectionError::TransportError(TransportErrorCode::crypto(alert.into()).into())
     }
 
-    fn theirs(alert: u8) -> ConnectionError {
+    fn theirs(alert: AlertDescription) -> ConnectionError {
         ConnectionError::ConnectionClosed(ConnectionClose {
-            error_code: TransportErrorCode::crypto(alert),
+            error_code: TransportErrorCode::crypto(alert.into()),
             frame_type: None,
             reason: "Other(OtherError(Fault { code: Certificate }))"[..]
                 .as_bytes()
@@ -347,27 +348,64 @@ mod tests {
     #[test]
     fn each_class_of_failure_has_a_plain_reason_and_a_remedy_of_certificates() {
         for (error, reason, remedy) in [
-            (ours(45), "has expired", "both hosts' clocks"),
-            (ours(48), "does not trust", "compare `ca.pem`"),
-            (ours(46), "another site", "`site` and `address`"),
-            (ours(44), "refused", "towpath certs issue"),
-            (ours(116), "no certificate", "towpath certs verify"),
-            (theirs(45), "the peer's clock", "this host's certificate"),
-            (theirs(48), "does not trust its", "compare `ca.pem`"),
-            (theirs(46), "the peer refuses", "towpath certs verify"),
             (
-                theirs(44),
+                ours(AlertDescription::CertificateExpired),
+                "has expired",
+                "both hosts' clocks",
+            ),
+            (
+                ours(AlertDescription::UnknownCA),
+                "does not trust",
+                "compare `ca.pem`",
+            ),
+            (
+                ours(AlertDescription::CertificateUnknown),
+                "another site",
+                "`site` and `address`",
+            ),
+            (
+                ours(AlertDescription::CertificateRevoked),
+                "refused",
+                "towpath certs issue",
+            ),
+            (
+                ours(AlertDescription::CertificateRequired),
+                "no certificate",
+                "towpath certs verify",
+            ),
+            (
+                theirs(AlertDescription::CertificateExpired),
+                "the peer's clock",
+                "this host's certificate",
+            ),
+            (
+                theirs(AlertDescription::UnknownCA),
+                "does not trust its",
+                "compare `ca.pem`",
+            ),
+            (
+                theirs(AlertDescription::CertificateUnknown),
+                "the peer refuses",
+                "towpath certs verify",
+            ),
+            (
+                theirs(AlertDescription::CertificateRevoked),
                 "this host's certificate is revoked",
                 "issued to this host",
             ),
-            (theirs(120), "another protocol", "upgrade"),
+            (
+                theirs(AlertDescription::NoApplicationProtocol),
+                "another protocol",
+                "upgrade",
+            ),
         ] {
             let told = of(&error, None).unwrap();
             let revoked = told.barred.map(|barred| match barred {
                 Barred::Revoked(whose) => whose,
                 Barred::NoVersion => panic!("{told:?}"),
             });
-            let whose = alert(&error).filter(|(_, alert)| *alert == 44);
+            let whose =
+                alert(&error).filter(|(_, alert)| *alert == AlertDescription::CertificateRevoked);
             assert_eq!(revoked, whose.map(|(whose, _)| whose));
             let told = told.fault;
             assert!(told.detail.contains(reason), "{told}");
@@ -375,10 +413,14 @@ mod tests {
             let mends = told.remedy.unwrap();
             assert!(mends.contains(remedy), "{mends}");
         }
-        for other in [ConnectionError::TimedOut, ours(80), theirs(10)] {
+        for other in [
+            ConnectionError::TimedOut,
+            ours(AlertDescription::InternalError),
+            theirs(AlertDescription::UnexpectedMessage),
+        ] {
             assert_eq!(of(&other, None), None, "{other}");
         }
-        let refused_there = words(&theirs(46), None);
+        let refused_there = words(&theirs(AlertDescription::CertificateUnknown), None);
         assert!(
             refused_there.starts_with("the peer refuses"),
             "{refused_there}"
@@ -394,14 +436,18 @@ mod tests {
         let mut handshake = nothing;
         (handshake.crypto, handshake.acks) = (9, 9);
         for (reason, sent, is_proven) in [
-            (theirs(44), joined, true),
-            (theirs(44), finished, true),
+            (theirs(AlertDescription::CertificateRevoked), joined, true),
+            (theirs(AlertDescription::CertificateRevoked), finished, true),
             // Anybody on the path can send this alert while the handshake lasts.
-            (theirs(44), handshake, false),
-            (theirs(44), nothing, false),
+            (
+                theirs(AlertDescription::CertificateRevoked),
+                handshake,
+                false,
+            ),
+            (theirs(AlertDescription::CertificateRevoked), nothing, false),
             // Another reason, and a refusal by us.
-            (theirs(45), joined, false),
-            (ours(44), joined, false),
+            (theirs(AlertDescription::CertificateExpired), joined, false),
+            (ours(AlertDescription::CertificateRevoked), joined, false),
             (ConnectionError::TimedOut, joined, false),
         ] {
             assert_eq!(is_proven_revoked(&reason, &sent), is_proven, "{reason}");
@@ -415,17 +461,32 @@ mod tests {
             detail: detail.to_owned(),
         };
         let named = noted(Rejection::WrongName, "b answered where a was dialled");
-        let told = of(&ours(46), Some(&named)).unwrap().fault;
+        let told = of(&ours(AlertDescription::CertificateUnknown), Some(&named))
+            .unwrap()
+            .fault;
         assert!(told.detail.ends_with(&named.detail), "{told}");
         let young = noted(Rejection::NotYetValid, "too young");
-        let told = of(&ours(45), Some(&young)).unwrap().fault;
+        let told = of(&ours(AlertDescription::CertificateExpired), Some(&young))
+            .unwrap()
+            .fault;
         assert!(told.detail.contains("not valid yet"), "{told}");
         // The noted refusal is not used for another alert, nor for a refusal by the peer.
-        for error in [ours(48), theirs(46)] {
+        for error in [
+            ours(AlertDescription::UnknownCA),
+            theirs(AlertDescription::CertificateUnknown),
+        ] {
             assert_eq!(of(&error, Some(&named)), of(&error, None));
         }
-        assert_eq!(refusal(&ours(46), || Some(named.clone())), Some(named));
-        assert_eq!(refusal(&theirs(46), || None), None);
+        assert_eq!(
+            refusal(&ours(AlertDescription::CertificateUnknown), || Some(
+                named.clone()
+            )),
+            Some(named)
+        );
+        assert_eq!(
+            refusal(&theirs(AlertDescription::CertificateUnknown), || None),
+            None
+        );
     }
 
     #[test]
