@@ -31,6 +31,7 @@ pub const CIPHER_SUITE: &str = "TLS13_AES_128_GCM_SHA256";
 
 /// Like [`provider`], with a key exchange that a quantum computer would break. No daemon uses it; a
 /// bench compares it with the hybrid one to show what that costs.
+#[doc(hidden)]
 pub fn classical_provider() -> Arc<CryptoProvider> {
     let mut classical = CryptoProvider::clone(&provider());
     classical.kx_groups = vec![aws_lc_rs::kx_group::X25519];
@@ -71,23 +72,24 @@ pub fn server_config(
     server_config_with(provider(), identity, rejections)
 }
 
-/// Like [`server_config`], with other algorithms.
+/// Like [`server_config`], with other algorithms: for the bench that compares them.
 ///
 /// # Errors
 ///
 /// As [`server_config`].
+#[doc(hidden)]
 pub fn server_config_with(
     provider: Arc<CryptoProvider>,
     identity: &Identity,
     rejections: &Arc<Rejections>,
 ) -> Result<ServerConfig, Fault> {
-    let verifier = Arc::new(verifier(identity, None, rejections)?);
+    let verifier = verifier(Arc::clone(&provider), identity, None, rejections)?;
     let resolver: Arc<dyn ResolvesServerCert> =
         Arc::new(SingleCertAndKey::from(Arc::clone(identity.key()?)));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![ALPN.to_vec()];
     // A resumed session would skip the verifier, and early data can be replayed: both are disabled.
@@ -110,24 +112,30 @@ pub fn client_config(
     client_config_with(provider(), identity, site, rejections)
 }
 
-/// Like [`client_config`], with other algorithms.
+/// Like [`client_config`], with other algorithms: for the bench that compares them.
 ///
 /// # Errors
 ///
 /// As [`client_config`].
+#[doc(hidden)]
 pub fn client_config_with(
     provider: Arc<CryptoProvider>,
     identity: &Identity,
     site: &Name,
     rejections: &Arc<Rejections>,
 ) -> Result<ClientConfig, Fault> {
-    let verifier = Arc::new(verifier(identity, Some(site.clone()), rejections)?);
+    let verifier = verifier(
+        Arc::clone(&provider),
+        identity,
+        Some(site.clone()),
+        rejections,
+    )?;
     let resolver = Arc::new(SingleCertAndKey::from(Arc::clone(identity.key()?)));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(resolver);
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_early_data = false;
@@ -139,6 +147,7 @@ pub fn client_config_with(
 }
 
 fn verifier(
+    provider: Arc<CryptoProvider>,
     identity: &Identity,
     site: Option<Name>,
     rejections: &Arc<Rejections>,
@@ -148,7 +157,7 @@ fn verifier(
             Arc::clone(&identity.roots),
             Arc::clone(&identity.revocations),
         ),
-        provider(),
+        provider,
         identity.host().trust_domain.clone(),
         site,
         Arc::clone(rejections),
