@@ -89,8 +89,9 @@ pub struct GuestProcessOptions {
 
 /// Runs the guest's process. Returns when the guest was asked to quit.
 ///
-/// Call this first in a process that does nothing else: it closes every open file, starts a new
-/// session, and takes over the standard streams.
+/// Meant for a process that does nothing else: it starts a new session, and takes over the standard
+/// streams. Files that the process inherited stay open for as long as the guest lives, so its parent
+/// first calls [`keep_files_from_children`].
 ///
 /// # Errors
 ///
@@ -98,4 +99,13 @@ pub struct GuestProcessOptions {
 /// made, `E_PATH` if something else is in the place of one of its files.
 pub fn run(options: &GuestProcessOptions) -> Result<(), Fault> {
     startup::run(options)
+}
+
+/// Keeps the files that this process has open from the guests that it starts. A guest outlives its
+/// migrator, and would hold on to a lock or a socket that the migrator's own parent left open.
+///
+/// Files opened by Rust's standard library are never inherited; call this once at the start, for
+/// those that this process has inherited itself. The standard streams are not touched.
+pub fn keep_files_from_children() {
+    startup::keep_files_from_children();
 }

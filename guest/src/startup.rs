@@ -94,17 +94,24 @@ fn prepare(options: &GuestProcessOptions) -> Result<Prepared, Fault> {
     })
 }
 
+/// Marks every file above the standard streams to be closed in the programs that this process
+/// starts.
+pub(crate) fn keep_files_from_children() {
+    /// The first descriptor that is no standard stream.
+    const FIRST: libc::c_uint = 3;
+    let (last, flags) = (libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    // SAFETY: sets a flag of descriptors; it closes none and reads no memory of ours.
+    let marked = unsafe { libc::syscall(libc::SYS_close_range, FIRST, last, flags) };
+    if marked != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::warn!(%error, "guests inherit the files that this process inherited");
+    }
+}
+
 /// Detaches the process from its parent.
 fn leave_parent() {
     let mode = Mode::from_raw_mode(0o077);
     rustix::process::umask(mode);
-    // SAFETY: closes files this process inherited and knows nothing about; `run` is documented to be
-    // called before the process opens any of its own.
-    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
-    if closed != 0 {
-        let error = std::io::Error::last_os_error();
-        tracing::warn!(%error, "inherited files stay open");
-    }
     if let Err(error) = rustix::process::setsid() {
         // It leads a session already, which serves the same purpose.
         tracing::debug!(%error, "no new session");

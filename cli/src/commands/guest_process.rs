@@ -1,5 +1,4 @@
-//! `towpath guest-process`: one guest, started by the migrator. [`towpath_guest::run`] closes all
-//! inherited files, so the command may open none before it calls that.
+//! `towpath guest-process`: one guest, started by the migrator.
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -42,6 +42,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let file = &options.config;
     let config = Config::load(file).map_err(|fault| of_started(fault, Daemon::Migrator, file))?;
     daemon::run(&options, config.log.clone(), || {
+        towpath_guest::keep_files_from_children();
         towpath_migrator::run(config)
     })
 }

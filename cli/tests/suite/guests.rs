@@ -132,6 +132,26 @@ fn a_kvm_that_makes_no_machine_is_said_and_not_taken() {
 }
 
 #[test]
+fn a_file_that_the_migrator_inherited_does_not_reach_its_guests() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // Without the flag every program started from here has the file open, as from a careless shell.
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+    let migrator = Migrator::start("process ready");
+    let ran = migrator.run(&["guest", "start", "till", "--memory", "16MiB"]);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let has_it = |process: &str| {
+        fs::read_dir(format!("/proc/{process}/fd"))
+            .unwrap()
+            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+            .any(|open| open == file.path())
+    };
+    assert!(has_it(&migrator.child.id().to_string()), "it is inherited");
+    let id = migrator.folder.path().join("state/guests/till/guest.pid");
+    let id = fs::read_to_string(id).unwrap();
+    assert!(!has_it(id.trim()), "the guest has it too");
+}
+
+#[test]
 fn a_guest_process_that_says_nothing_of_the_host_is_no_hindrance() {
     let migrator = Migrator::start("no such option");
     let ran = migrator.run(&[
