@@ -80,16 +80,14 @@ impl Overlap {
     }
 }
 
-/// Which certificates are to be revoked.
+/// The certificates that are to be revoked.
 #[derive(Debug, Clone)]
-pub enum Which {
+pub enum RevocationTarget {
     /// The one with this serial number in hexadecimal, or with a unique prefix of it.
     Serial(String),
     /// All of a host's certificates that have not been revoked. Expired ones are included, because
     /// a link that was made with one may still live.
     Host(HostIdentity),
-    /// None: only a new list is signed, before the last one ends.
-    None,
 }
 
 /// A host's folder with its next certificate.
@@ -266,24 +264,19 @@ impl Authority {
     /// `E_STATE` if hosts would not read it, `E_IO` if the register or the list cannot be written.
     pub fn revoke(
         &self,
-        which: &Which,
+        target: &RevocationTarget,
         reason: Reason,
         lasting: Duration,
         now: SystemTime,
     ) -> Result<Signed, Fault> {
-        if lasting > LIST_VALIDITY_MAX || lasting.is_zero() {
-            let days = LIST_VALIDITY_MAX.as_secs() / 86_400;
-            let detail = format!("a list of revoked certificates lasts at most {days} days");
-            return Err(Fault::new(Code::Usage, detail));
-        }
+        check_lasting(lasting)?;
         // Held until the end: two lists with the same number must never be handed out.
         let mut register = self.register()?;
         let public = self.public_list(&register);
-        let named = choose(&register.issued(now), which)?;
+        let named = choose(&register.issued(now), target)?;
         let is_done = |view: &&IssuedView| view.state == IssuedState::Revoked && public.is_some();
-        let (done, chosen): (Vec<_>, Vec<_>) = named.iter().partition(is_done);
+        let chosen: Vec<_> = named.iter().filter(|view| !is_done(view)).collect();
         if let Some(last) = &public
-            && !done.is_empty()
             && chosen.is_empty()
         {
             return self.signed_before(last, named);
@@ -301,6 +294,20 @@ impl Authority {
         let is_chosen = |view: &IssuedView| chosen.iter().any(|one| one.serial == view.serial);
         signed.revoked = register.issued(now);
         signed.revoked.retain(is_chosen);
+        Ok(signed)
+    }
+
+    /// Signs the next list, valid for `lasting`, without revoking anything: to be done before the
+    /// last one ends.
+    ///
+    /// # Errors
+    ///
+    /// `E_USAGE` if the list would last too long, `E_STATE` if hosts would not read it, `E_IO` if the
+    /// register or the list cannot be written.
+    pub fn sign_next_list(&self, lasting: Duration, now: SystemTime) -> Result<Signed, Fault> {
+        check_lasting(lasting)?;
+        let mut register = self.register()?;
+        let (signed, _) = self.sign_list(&mut register, lasting, now)?;
         Ok(signed)
     }
 
@@ -461,12 +468,20 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
         .map_err(|error| Fault::new(Code::Certificate, error.to_string()))
 }
 
+fn check_lasting(lasting: Duration) -> Result<(), Fault> {
+    if lasting > LIST_VALIDITY_MAX || lasting.is_zero() {
+        let days = LIST_VALIDITY_MAX.as_secs() / 86_400;
+        let detail = format!("a list of revoked certificates lasts at most {days} days");
+        return Err(Fault::new(Code::Usage, detail));
+    }
+    Ok(())
+}
+
 /// The certificates that are to be revoked, whether they were before or not.
-fn choose(issued: &[IssuedView], which: &Which) -> Result<Vec<IssuedView>, Fault> {
-    match which {
-        Which::None => Ok(Vec::new()),
-        Which::Serial(serial) => Ok(vec![of_number(issued, serial)?.clone()]),
-        Which::Host(host) => {
+fn choose(issued: &[IssuedView], target: &RevocationTarget) -> Result<Vec<IssuedView>, Fault> {
+    match target {
+        RevocationTarget::Serial(serial) => Ok(vec![of_number(issued, serial)?.clone()]),
+        RevocationTarget::Host(host) => {
             let of_host = |view: &&IssuedView| view.identity == *host;
             let chosen: Vec<_> = issued.iter().filter(of_host).cloned().collect();
             if chosen.is_empty() {

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
 use towpath_certs::check::{self, CheckView, Outcome};
 use towpath_certs::register::{IssuedState, REGISTER, Reason};
-use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Signed, Which};
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, RevocationTarget, Signed};
 use towpath_certs::{Authority, Freshness, Identity, Revocations, Validity, show};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
@@ -64,10 +64,15 @@ impl World {
             .unwrap()
     }
 
-    fn revoke(&self, which: &Which) -> Result<Signed, Fault> {
+    fn sign_next_list(&self) -> Result<Signed, Fault> {
+        let now = SystemTime::now();
+        self.authority.sign_next_list(LIST_VALIDITY, now)
+    }
+
+    fn revoke(&self, target: &RevocationTarget) -> Result<Signed, Fault> {
         let now = SystemTime::now();
         self.authority
-            .revoke(which, Reason::KeyCompromise, LIST_VALIDITY, now)
+            .revoke(target, Reason::KeyCompromise, LIST_VALIDITY, now)
     }
 
     /// Reads the authority's list as a host with the lists in `current` would.
@@ -105,7 +110,7 @@ fn the_register_knows_every_certificate_and_what_became_of_it() {
     let short = Validity::lasting(Duration::from_secs(2), SystemTime::now());
     let gone = world.path("gone");
     world.authority.issue(&host("gone"), short, &gone).unwrap();
-    world.revoke(&Which::Host(host("edge"))).unwrap();
+    world.revoke(&RevocationTarget::Host(host("edge"))).unwrap();
 
     let later = SystemTime::now() + DAY;
     let again = Authority::open(&world.path("ca")).unwrap();
@@ -154,7 +159,9 @@ fn a_register_with_a_time_that_no_calendar_has_says_where() {
     let length = text[at..].find(end).unwrap();
     let never = text.replace(&text[at..at + length], &u64::MAX.to_string());
     fs::write(&register, never).unwrap();
-    let fault = world.revoke(&Which::Host(host("edge"))).unwrap_err();
+    let fault = world
+        .revoke(&RevocationTarget::Host(host("edge")))
+        .unwrap_err();
     assert_eq!(fault.code, Code::Io);
     assert!(fault.detail.contains("register.jsonl:1"), "{fault}");
 }
@@ -196,7 +203,7 @@ fn an_expired_certificate_is_renewed_and_a_revoked_or_foreign_one_is_not() {
     let stranger = World::new();
     let fault = renew(&stranger.authority).unwrap_err();
     assert_eq!(fault.code, Code::Certificate);
-    world.revoke(&Which::Host(host("edge"))).unwrap();
+    world.revoke(&RevocationTarget::Host(host("edge"))).unwrap();
     let fault = renew(&world.authority).unwrap_err();
     assert_eq!(fault.code, Code::State);
     assert!(fault.detail.contains("revoked"), "{fault}");
@@ -208,14 +215,16 @@ fn revoking_names_certificates_by_number_or_by_host_and_numbers_its_lists() {
     let edge = world.issue("edge", "edge");
     let twin = world.issue("edge", "twin");
     let region = world.issue("region", "region");
-    let empty = world.revoke(&Which::None).unwrap();
+    let empty = world.sign_next_list().unwrap();
     assert_eq!((empty.number, empty.revoked_count), (1, 0));
 
     let serial = show(&region.cert).unwrap().serial;
-    let signed = world.revoke(&Which::Serial(serial.clone())).unwrap();
+    let signed = world
+        .revoke(&RevocationTarget::Serial(serial.clone()))
+        .unwrap();
     assert_eq!((signed.number, signed.revoked_count), (2, 1));
     assert_eq!(signed.revoked[0].serial, serial);
-    let signed = world.revoke(&Which::Host(host("edge"))).unwrap();
+    let signed = world.revoke(&RevocationTarget::Host(host("edge"))).unwrap();
     assert_eq!((signed.number, signed.revoked_count), (3, 3));
     let list = world.read(&signed.file, &Revocations::default()).unwrap();
     for files in [&edge, &twin, &region] {
@@ -225,7 +234,10 @@ fn revoking_names_certificates_by_number_or_by_host_and_numbers_its_lists() {
     let due = list.next_update_unix_seconds().map(Duration::from_secs);
     let due = SystemTime::UNIX_EPOCH + due.unwrap();
     // The same command again is no failure, and signs no other list.
-    for (which, count) in [(Which::Serial(serial), 1), (Which::Host(host("edge")), 2)] {
+    for (which, count) in [
+        (RevocationTarget::Serial(serial), 1),
+        (RevocationTarget::Host(host("edge")), 2),
+    ] {
         let again = world.revoke(&which).unwrap();
         let seen = (again.is_new, again.number, again.revoked_count);
         assert_eq!(seen, (false, 3, 3), "{which:?}");
@@ -233,18 +245,14 @@ fn revoking_names_certificates_by_number_or_by_host_and_numbers_its_lists() {
         assert_eq!((again.file, again.next_update), (signed.file.clone(), due));
     }
     for which in [
-        Which::Serial("abcd".to_owned()),
-        Which::Host(host("nobody")),
+        RevocationTarget::Serial("abcd".to_owned()),
+        RevocationTarget::Host(host("nobody")),
     ] {
         let fault = world.revoke(&which).unwrap_err();
         assert_eq!(fault.code, Code::NotFound, "{which:?}");
     }
-    let long = world.authority.revoke(
-        &Which::None,
-        Reason::Unspecified,
-        100 * DAY,
-        SystemTime::now(),
-    );
+    let now = SystemTime::now();
+    let long = world.authority.sign_next_list(100 * DAY, now);
     assert_eq!(long.unwrap_err().code, Code::Usage);
 }
 
@@ -264,13 +272,13 @@ fn t11_lists_that_are_damaged_foreign_partial_or_old_are_refused() {
         assert!(fault.detail.contains(word), "{fault}");
     };
     let first = world.path("first.pem");
-    fs::copy(world.revoke(&Which::None).unwrap().file, &first).unwrap();
-    let second = world.revoke(&Which::None).unwrap().file;
+    fs::copy(world.sign_next_list().unwrap().file, &first).unwrap();
+    let second = world.sign_next_list().unwrap().file;
     let current = world.read(&second, &none).unwrap();
     refused(&first, &current, "holds list 1");
 
     let stranger = World::new();
-    let theirs = stranger.revoke(&Which::None).unwrap().file;
+    let theirs = stranger.sign_next_list().unwrap().file;
     refused(&theirs, &none, "not signed by an authority");
     let partial = world.forge(|list| {
         list.issuing_distribution_point = Some(CrlIssuingDistributionPoint {
@@ -338,7 +346,7 @@ fn rcgen_pem(der: &[u8]) -> String {
 #[test]
 fn a_list_is_fresh_then_aging_then_stale() {
     let world = World::new();
-    let file = world.revoke(&Which::None).unwrap().file;
+    let file = world.sign_next_list().unwrap().file;
     let list = world.read(&file, &Revocations::default()).unwrap();
     let start = SystemTime::now();
     for (days, freshness) in [
@@ -367,9 +375,8 @@ fn a_host_moves_to_the_next_authority_through_an_overlap_of_both() {
         .map(|name| Overlap::open(&world.path(name)).unwrap())
         .into();
     let files = world.issue("edge", "edge");
-    world.revoke(&Which::None).unwrap();
-    next.revoke(&Which::None, Reason::Unspecified, DAY, SystemTime::now())
-        .unwrap();
+    world.sign_next_list().unwrap();
+    next.sign_next_list(DAY, SystemTime::now()).unwrap();
     let after_lists = Overlap::open(&world.path("next")).unwrap();
 
     // Four steps: the old authority alone, the old with the next, the next with the old, the next
@@ -409,7 +416,7 @@ fn an_old_list_is_missed_while_its_authority_is_trusted_and_not_after() {
     let next = Authority::init(&world.path("next"), &domain).unwrap();
     let sign = |authority: &Authority| {
         let now = SystemTime::now();
-        let signed = authority.revoke(&Which::None, Reason::Unspecified, DAY, now);
+        let signed = authority.sign_next_list(DAY, now);
         fs::read_to_string(signed.unwrap().file).unwrap()
     };
     let (old_list, new_list) = (sign(&world.authority), sign(&next));
@@ -429,7 +436,7 @@ fn an_old_list_is_missed_while_its_authority_is_trusted_and_not_after() {
 #[test]
 fn a_folder_is_checked_whole_and_all_that_is_wrong_shows() {
     let world = World::new();
-    world.revoke(&Which::None).unwrap();
+    world.sign_next_list().unwrap();
     let files = world.issue("edge", "edge");
     let of = |when: SystemTime| check::folder(&world.path("edge"), when);
     let outcome = |name: &str, when: SystemTime| {
@@ -452,7 +459,7 @@ fn a_folder_is_checked_whole_and_all_that_is_wrong_shows() {
     assert!(of(start + 31 * DAY).is_good);
 
     let list = files.crl.clone().unwrap();
-    let revoked = world.revoke(&Which::Host(host("edge"))).unwrap();
+    let revoked = world.revoke(&RevocationTarget::Host(host("edge"))).unwrap();
     fs::copy(revoked.file, &list).unwrap();
     assert_eq!(outcome("revocation", start), Outcome::Wrong);
     fs::remove_file(&list).unwrap();
@@ -489,7 +496,7 @@ fn two_who_issue_at_once_do_not_tear_the_register() {
             std::thread::spawn(move || {
                 for round in 0..3 {
                     world.issue("edge", &format!("box-{number}-{round}"));
-                    world.revoke(&Which::None).unwrap();
+                    world.sign_next_list().unwrap();
                 }
             })
         })
@@ -499,7 +506,7 @@ fn two_who_issue_at_once_do_not_tear_the_register() {
     }
     let issued = world.authority.issued(SystemTime::now()).unwrap();
     assert_eq!(issued.len(), 12);
-    assert_eq!(world.revoke(&Which::None).unwrap().number, 13);
+    assert_eq!(world.sign_next_list().unwrap().number, 13);
 }
 
 #[test]
@@ -508,7 +515,7 @@ fn a_certificate_that_the_authority_before_revoked_is_not_named_by_the_next() {
     let domain = "shop.example".parse().unwrap();
     let next = Authority::init(&world.path("next"), &domain).unwrap();
     world.issue("edge", "edge");
-    world.revoke(&Which::Host(host("edge"))).unwrap();
+    world.revoke(&RevocationTarget::Host(host("edge"))).unwrap();
     let before = Overlap::open(&world.path("ca")).unwrap();
     let folder = world.path("edge");
     let fault = next
@@ -524,7 +531,7 @@ fn a_host_that_is_led_to_an_authority_without_a_list_gets_one() {
     let world = World::new();
     let domain = "shop.example".parse().unwrap();
     let next = Authority::init(&world.path("next"), &domain).unwrap();
-    world.revoke(&Which::None).unwrap();
+    world.sign_next_list().unwrap();
     world.issue("edge", "edge");
     let [before, after] = ["ca", "next"].map(|name| Overlap::open(&world.path(name)).unwrap());
     let folder = world.path("edge");
@@ -567,11 +574,13 @@ fn what_was_revoked_without_a_list_is_revoked_when_it_is_repeated() {
     for stopped_behind_the_list in [false, true] {
         let world = World::new();
         let [edge, region] = ["edge", "region"].map(|site| world.issue(site, site));
-        let file = world.revoke(&Which::None).unwrap().file;
+        let file = world.sign_next_list().unwrap().file;
         let old = fs::read(&file).unwrap();
         let serial = show(&edge.cert).unwrap().serial;
         if stopped_behind_the_list {
-            world.revoke(&Which::Serial(serial.clone())).unwrap();
+            world
+                .revoke(&RevocationTarget::Serial(serial.clone()))
+                .unwrap();
             fs::write(&file, old).unwrap();
         } else {
             let line = format!(
@@ -581,7 +590,10 @@ fn what_was_revoked_without_a_list_is_revoked_when_it_is_repeated() {
             let mut file = fs::OpenOptions::new().append(true).open(register).unwrap();
             file.write_all(line.as_bytes()).unwrap();
         }
-        let which = [Which::Host(host("edge")), Which::Serial(serial.clone())];
+        let which = [
+            RevocationTarget::Host(host("edge")),
+            RevocationTarget::Serial(serial.clone()),
+        ];
         let signed = world
             .revoke(&which[usize::from(stopped_behind_the_list)])
             .unwrap();
@@ -638,9 +650,9 @@ fn a_register_that_is_full_still_revokes_and_a_list_that_nobody_reads_is_not_sig
         .unwrap_err();
     assert_eq!(refused.code, Code::State);
     assert!(refused.detail.contains("is full"), "{refused}");
-    let signed = world.revoke(&Which::Host(host("region")));
+    let signed = world.revoke(&RevocationTarget::Host(host("region")));
     assert_eq!(signed.unwrap_err().code, Code::NotFound);
-    world.revoke(&Which::Serial(serial)).unwrap();
+    world.revoke(&RevocationTarget::Serial(serial)).unwrap();
 
     for at in 0..25_000 {
         let serial = number(at);
@@ -650,16 +662,13 @@ fn a_register_that_is_full_still_revokes_and_a_list_that_nobody_reads_is_not_sig
     }
     fs::write(&register, &text).unwrap();
     let list = fs::read(world.path("ca/crl.pem")).unwrap();
-    let fault = world.revoke(&Which::None).unwrap_err();
+    let fault = world.sign_next_list().unwrap_err();
     assert_eq!(fault.code, Code::State);
     assert!(fault.detail.contains("larger than"), "{fault}");
     assert!(fs::read(world.path("ca/crl.pem")).unwrap() == list);
     // Certificates that ended years ago are left out of the list.
     let later = SystemTime::now() + 1000 * DAY;
-    let signed = world
-        .authority
-        .revoke(&Which::None, Reason::Unspecified, DAY, later)
-        .unwrap();
+    let signed = world.authority.sign_next_list(DAY, later).unwrap();
     assert_eq!(signed.revoked_count, 0);
 }
 
@@ -710,7 +719,7 @@ fn an_authority_that_has_ended_is_trusted_no_longer() {
     let both = world.path("both.pem");
     let mut current = Revocations::default();
     for _ in 0..2 {
-        let ours = fs::read_to_string(world.revoke(&Which::None).unwrap().file).unwrap();
+        let ours = fs::read_to_string(world.sign_next_list().unwrap().file).unwrap();
         fs::write(&both, format!("{}{ours}", listed(5, &old))).unwrap();
         current = load(&files)
             .unwrap()
@@ -731,9 +740,7 @@ fn an_authority_that_has_ended_is_trusted_no_longer() {
 fn no_host_is_handed_a_list_that_has_ended_or_is_about_to() {
     let world = World::new();
     let sign = |lasting, when| {
-        let signed = world
-            .authority
-            .revoke(&Which::None, Reason::Unspecified, lasting, when);
+        let signed = world.authority.sign_next_list(lasting, when);
         signed.unwrap().number
     };
     let handed = |files: &IdentityFiles| {
@@ -747,7 +754,9 @@ fn no_host_is_handed_a_list_that_has_ended_or_is_about_to() {
     };
     // The list that is signed for a host contains the revoked certificates too.
     let thief = world.issue("thief", "thief");
-    world.revoke(&Which::Host(host("thief"))).unwrap();
+    world
+        .revoke(&RevocationTarget::Host(host("thief")))
+        .unwrap();
     let ended = sign(DAY, SystemTime::now() - 2 * DAY);
     let lists = handed(&world.issue("edge", "edge"));
     assert!(is_next(&lists, ended), "{lists:?}");
@@ -787,7 +796,7 @@ fn whoever_could_read_what_is_replaced_can_read_what_takes_its_place() {
     fs::set_permissions(&files.key, of_group).unwrap();
     renew(KeyChoice::New);
     assert_eq!(mode(&files.key), 0o600);
-    world.revoke(&Which::None).unwrap();
+    world.sign_next_list().unwrap();
     let listed = renew(KeyChoice::Same).files;
     assert_eq!(mode(&listed.crl.unwrap()), 0o644);
 }

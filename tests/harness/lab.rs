@@ -18,7 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 use towpath_bench::relay::{Control, Door, Options, Relay, Side};
 use towpath_certs::Authority;
 use towpath_certs::register::Reason;
-use towpath_certs::renewal::{LIST_VALIDITY, Which};
+use towpath_certs::renewal::{LIST_VALIDITY, RevocationTarget};
 use towpath_migrator::api::{GuestKind, GuestRequest, MigrationMode, MigrationRequest};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
@@ -184,7 +184,7 @@ impl Lab {
             _runtime: runtime,
             share,
         };
-        lab.sign_list(&Which::None, LIST_VALIDITY);
+        lab.sign_list(None, LIST_VALIDITY);
         for place in [Place::Region, Place::Edge] {
             lab.carry_list(place);
             lab.site_mut(place).start_tunnel();
@@ -229,14 +229,17 @@ impl Lab {
         self.control.heal();
     }
 
-    /// Signs the next list of revoked certificates, valid for this long.
+    /// Revokes certificates, if any are given, and signs the next list, valid for this long.
     ///
     /// # Panics
     ///
     /// If it cannot be signed.
-    pub fn sign_list(&self, which: &Which, lasting: Duration) {
+    pub fn sign_list(&self, target: Option<&RevocationTarget>, lasting: Duration) {
         let (reason, now) = (Reason::KeyCompromise, SystemTime::now());
-        let signed = self.authority.revoke(which, reason, lasting, now);
+        let signed = match target {
+            Some(target) => self.authority.revoke(target, reason, lasting, now),
+            None => self.authority.sign_next_list(lasting, now),
+        };
         signed.expect("a list of revoked certificates");
     }
 
@@ -258,7 +261,7 @@ impl Lab {
     /// Revokes a site's host and tells the other site.
     pub fn revoke(&self, place: Place) {
         let host = self.site(place).identity().clone();
-        self.sign_list(&Which::Host(host), LIST_VALIDITY);
+        self.sign_list(Some(&RevocationTarget::Host(host)), LIST_VALIDITY);
         self.carry_list(place.other());
     }
 

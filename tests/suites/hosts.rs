@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::register::Reason;
-use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Which};
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, RevocationTarget};
 use towpath_certs::{Authority, Validity};
 use towpath_protocol::identity::HostIdentity;
 use towpath_tests::hosts::{CABLE, Direction, Flow, Host, Hosts, Queue, SOME_BYTES, Side, until};
@@ -193,18 +193,16 @@ fn a_line_that_is_bad_rewired_and_shrunk_is_a_pause_to_programs() {
     check_links(&hosts);
 }
 
-/// Signs the next list of revoked certificates and copies it to both sites.
-fn carry_list(folder: &Path, which: &Which) {
+/// Revokes certificates, if any are given, signs the next list, and copies it to both sites.
+fn carry_list(folder: &Path, target: Option<&RevocationTarget>) {
     let ca = folder.join("ca");
     let authority = Authority::open(&ca).expect("the authority");
-    authority
-        .revoke(
-            which,
-            Reason::KeyCompromise,
-            LIST_VALIDITY,
-            SystemTime::now(),
-        )
-        .expect("a list");
+    let (reason, now) = (Reason::KeyCompromise, SystemTime::now());
+    let signed = match target {
+        Some(target) => authority.revoke(target, reason, LIST_VALIDITY, now),
+        None => authority.sign_next_list(LIST_VALIDITY, now),
+    };
+    signed.expect("a list");
     for site in ["edge", "region"] {
         let list = folder.join(site).join("crl.pem");
         let new = list.with_extension("new");
@@ -217,7 +215,7 @@ fn carry_list(folder: &Path, which: &Which) {
 fn listed(configs: &mut [Config; 2]) {
     let ca = configs[0].certificates.ca.clone();
     let folder = ca.ancestors().nth(2).expect("the sites' folder");
-    carry_list(folder, &Which::None);
+    carry_list(folder, None);
     for config in configs {
         config.certificates.crl = Some(config.certificates.ca.with_file_name("crl.pem"));
     }
@@ -226,8 +224,8 @@ fn listed(configs: &mut [Config; 2]) {
 /// Revokes the edge and copies the list to both sites.
 fn revoke_edge(hosts: &Hosts) {
     let edge = "spiffe://bench.example/site/edge/host/box-1";
-    let edge = Which::Host(HostIdentity::from_uri(edge).expect("a host"));
-    carry_list(hosts.folder(), &edge);
+    let edge = RevocationTarget::Host(HostIdentity::from_uri(edge).expect("a host"));
+    carry_list(hosts.folder(), Some(&edge));
 }
 
 /// Waits until the edge has received the reason.

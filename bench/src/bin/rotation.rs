@@ -29,7 +29,7 @@ use towpath_bench::program::finish;
 use towpath_bench::sites::Failure;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::register::Reason;
-use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Which};
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, RevocationTarget};
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;
@@ -126,7 +126,7 @@ struct Signer {
 /// Two loaded tunnels that have the list of revoked certificates, and their authority.
 async fn start() -> Result<(Loaded, Signer), Failure> {
     let loaded = Loaded::start(Some(RATE), |authority, configs| {
-        sign(authority, &Which::None)?;
+        sign(authority, None)?;
         for config in configs {
             let crl = config.certificates.ca.with_file_name("crl.pem");
             let folder = crl.parent().and_then(Path::parent).ok_or("a folder")?;
@@ -161,7 +161,7 @@ async fn measure((window, rounds): (Duration, usize)) -> Result<Report, Failure>
             match what {
                 "identity" => renew(&loaded, &signer.authority, KeyChoice::New, None).await?,
                 "authority" => signer.follow(&loaded).await?,
-                _ => carry(&loaded, &signer, &Which::None).await?,
+                _ => carry(&loaded, &signer, None).await?,
             }
             sleep(window.saturating_sub(began.elapsed())).await;
             exchanging.push(loaded.rate_since(before, began)?);
@@ -201,9 +201,12 @@ fn median(rates: &[u64]) -> f64 {
     rates[rates.len() / 2] as f64
 }
 
-fn sign(authority: &Authority, which: &Which) -> Result<(), Failure> {
+fn sign(authority: &Authority, target: Option<&RevocationTarget>) -> Result<(), Failure> {
     let now = SystemTime::now();
-    authority.revoke(which, Reason::KeyCompromise, LIST_VALIDITY, now)?;
+    match target {
+        Some(target) => authority.revoke(target, Reason::KeyCompromise, LIST_VALIDITY, now)?,
+        None => authority.sign_next_list(LIST_VALIDITY, now)?,
+    };
     Ok(())
 }
 
@@ -241,7 +244,7 @@ impl Signer {
     async fn follow(&mut self, loaded: &Loaded) -> Result<(), Failure> {
         let folder = loaded.folder.path().join(format!("ca-{}", self.count + 1));
         let next = Authority::init(&folder, &DOMAIN.parse()?)?;
-        sign(&next, &Which::None)?;
+        sign(&next, None)?;
         let (old_half, new_half) = (Overlap::open(&self.folder)?, Overlap::open(&folder)?);
         renew(loaded, &self.authority, KeyChoice::Same, Some(&new_half)).await?;
         renew(loaded, &next, KeyChoice::Same, Some(&old_half)).await?;
@@ -256,8 +259,12 @@ impl Signer {
 }
 
 /// Signs the next list, copies it to both sites, and waits until it is in use.
-async fn carry(loaded: &Loaded, signer: &Signer, which: &Which) -> Result<(), Failure> {
-    sign(&signer.authority, which)?;
+async fn carry(
+    loaded: &Loaded,
+    signer: &Signer,
+    target: Option<&RevocationTarget>,
+) -> Result<(), Failure> {
+    sign(&signer.authority, target)?;
     for (folder, tunnel) in sites(loaded) {
         let number = |tunnel: &Tunnel| {
             let lists = tunnel.status().certificate.revocation_lists;
@@ -300,7 +307,7 @@ async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, u
         is_let_in(&connecting.await?).await?;
     }
     let ticket_count = tickets.count.load(Ordering::Relaxed);
-    sign(&signer.authority, &Which::Host(thief))?;
+    sign(&signer.authority, Some(&RevocationTarget::Host(thief)))?;
     bring(signer, &loaded.folder.path().join("region"))?;
     let began = Instant::now();
     loop {
@@ -389,7 +396,7 @@ fn is_revocation(error: &ConnectionError) -> bool {
 /// Revokes the sending host; returns the time until its live link is closed.
 async fn close_link(loaded: &Loaded, signer: &Signer) -> Result<Duration, Failure> {
     let edge = HostIdentity::from_uri("spiffe://bench.example/site/edge/host/box-1")?;
-    sign(&signer.authority, &Which::Host(edge))?;
+    sign(&signer.authority, Some(&RevocationTarget::Host(edge)))?;
     bring(signer, &loaded.folder.path().join("region"))?;
     let began = Instant::now();
     let is_linked = || loaded.region.status().links[0].host.is_some();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use towpath_certs::renewal::{LIST_VALIDITY, Which};
+use towpath_certs::renewal::LIST_VALIDITY;
 use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
 use towpath_protocol::fault::Code;
 use towpath_tests::lab::{Guest, Lab, Link};
@@ -46,7 +46,7 @@ fn list_ends(scene: &Scene, place: Place, number: u64) {
 /// Replaces the list in use by a new one with this validity; returns its number.
 fn next_list(lab: &Lab, place: Place, lasting: Duration) -> u64 {
     let lists = lab.site(place).tunnel_status().unwrap().certificate;
-    lab.sign_list(&Which::None, lasting);
+    lab.sign_list(None, lasting);
     lab.carry_list(place);
     lists.revocation_lists[0].number + 1
 }

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use towpath_bench::relay::Direction;
 use towpath_certs::register::Reason;
-use towpath_certs::renewal::{LIST_VALIDITY, Which};
+use towpath_certs::renewal::{LIST_VALIDITY, RevocationTarget};
 use towpath_certs::{Authority, Identity, Validity, view};
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
@@ -128,7 +128,7 @@ pub async fn loaded_pair(path: Option<Direction>) -> (Pair, Vec<Load>, JoinHandl
                 let ca = crl.parent().unwrap().parent().unwrap().join("ca");
                 let authority = Authority::open(&ca).unwrap();
                 if !ca.join("crl.pem").exists() {
-                    sign(&authority, &Which::None, LIST_VALIDITY);
+                    sign(&authority, None, LIST_VALIDITY);
                 }
                 fs::copy(ca.join("crl.pem"), &crl).unwrap();
                 config.certificates.crl = Some(crl);
@@ -148,11 +148,13 @@ pub async fn loaded_pair(path: Option<Direction>) -> (Pair, Vec<Load>, JoinHandl
     (pair, loads, echo)
 }
 
-pub fn sign(authority: &Authority, which: &Which, lasting: Duration) {
+pub fn sign(authority: &Authority, target: Option<&RevocationTarget>, lasting: Duration) {
     let now = SystemTime::now();
-    authority
-        .revoke(which, Reason::KeyCompromise, lasting, now)
-        .unwrap();
+    let signed = match target {
+        Some(target) => authority.revoke(target, Reason::KeyCompromise, lasting, now),
+        None => authority.sign_next_list(lasting, now),
+    };
+    signed.unwrap();
 }
 
 pub fn lasting(duration: Duration) -> Validity {

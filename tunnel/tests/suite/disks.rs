@@ -11,7 +11,7 @@ use crate::harness::{Pair, World, check_answers, metric, name, start_again, unti
 use tokio::time::timeout;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::register::Reason;
-use towpath_certs::renewal::{LIST_VALIDITY, Which};
+use towpath_certs::renewal::{LIST_VALIDITY, RevocationTarget};
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
@@ -143,7 +143,7 @@ async fn files_of_the_state_folder_that_cannot_be_read_stop_no_start() {
     config.channels = vec![channel()];
     let crl = world.path("edge-crl.pem");
     config.certificates.crl = Some(crl.clone());
-    sign(&world.authority, &Which::None, LIST_VALIDITY);
+    sign(&world.authority, None, LIST_VALIDITY);
     carry_list(&world.path("ca"), &config);
     // Reading a folder fails, as reading a bad sector does.
     let unreadable = ["channels.json", "revocations.pem", "identity.json"];
@@ -188,7 +188,7 @@ async fn t10_a_revocation_does_not_wait_for_the_state_folders_disk() {
     let now = std::time::SystemTime::now();
     let authority = &pair.world.authority;
     let reason = Reason::KeyCompromise;
-    let revoked = authority.revoke(&Which::Host(host), reason, LIST_VALIDITY, now);
+    let revoked = authority.revoke(&RevocationTarget::Host(host), reason, LIST_VALIDITY, now);
     revoked.unwrap();
     carry_list(&pair.world.path("ca"), &pair.region_config);
     let closed = until("the link is closed", || {

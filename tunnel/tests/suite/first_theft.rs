@@ -9,7 +9,7 @@ use crate::harness::trust::{
 use crate::harness::{Pair, echo, soon, until};
 use tokio::io::AsyncReadExt;
 use towpath_certs::authority::LEAF_VALIDITY;
-use towpath_certs::renewal::{LIST_VALIDITY, Which};
+use towpath_certs::renewal::{LIST_VALIDITY, RevocationTarget};
 use towpath_protocol::channel::Class;
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::config::Config;
@@ -51,9 +51,13 @@ async fn t11_a_list_that_is_named_while_the_tunnel_runs_is_in_use_at_once() {
         .unwrap();
     let client = quic(client_of(&folder, false));
     shake(&pair, &client).await.unwrap();
-    sign(authority, &Which::None, LIST_VALIDITY);
+    sign(authority, None, LIST_VALIDITY);
     let first = fs::read(ca.join("crl.pem")).unwrap();
-    sign(authority, &Which::Host(thief), LIST_VALIDITY);
+    sign(
+        authority,
+        Some(&RevocationTarget::Host(thief)),
+        LIST_VALIDITY,
+    );
 
     // A list that does not exist yet changes nothing, and is used as soon as it exists.
     let without = pair.region_config.clone();
@@ -108,7 +112,11 @@ async fn t10_a_peer_that_the_first_list_revokes_is_out_as_its_list_is_named() {
     .await;
     let (mut near, _far) = pair.stream(Class::App).await;
     let edge = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
-    sign(&pair.world.authority, &Which::Host(edge), LIST_VALIDITY);
+    sign(
+        &pair.world.authority,
+        Some(&RevocationTarget::Host(edge)),
+        LIST_VALIDITY,
+    );
     let mut with = pair.region_config.clone();
     with.certificates.crl = Some(with.certificates.ca.with_file_name("crl.pem"));
     carry_list(&pair.world.path("ca"), &with);

@@ -9,7 +9,7 @@ use crate::harness::trust::sign;
 use crate::harness::{Pair, echo, name, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_certs::Authority;
-use towpath_certs::renewal::{LIST_VALIDITY, Which};
+use towpath_certs::renewal::LIST_VALIDITY;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_protocol::identity::Name;
@@ -118,11 +118,7 @@ fn crowd(edge: &mut Config) {
         channel("dns", &absent[1]),
     ];
     let authority = certs.with_file_name("ca");
-    sign(
-        &Authority::open(&authority).unwrap(),
-        &Which::None,
-        LIST_VALIDITY,
-    );
+    sign(&Authority::open(&authority).unwrap(), None, LIST_VALIDITY);
     let crl = certs.join("crl.pem");
     std::fs::copy(authority.join("crl.pem"), &crl).unwrap();
     edge.certificates.crl = Some(crl);

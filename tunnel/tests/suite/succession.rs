@@ -13,7 +13,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, RecvStream, SendStream};
 use towpath_certs::Authority;
 use towpath_certs::authority::LEAF_VALIDITY;
-use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Which};
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, RevocationTarget};
 use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Preamble, RunId};
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;
@@ -99,7 +99,7 @@ async fn leave_alone(pair: &mut Pair) {
 /// The next authority with its own list, and the public halves of both authorities for an overlap.
 fn next_authority(pair: &Pair) -> (Authority, Overlap, Overlap) {
     let next = Authority::init(&pair.world.path("next"), &name("shop.example")).unwrap();
-    sign(&next, &Which::None, LIST_VALIDITY);
+    sign(&next, None, LIST_VALIDITY);
     let [old_half, new_half] =
         ["ca", "next"].map(|folder| Overlap::open(&pair.world.path(folder)).unwrap());
     (next, old_half, new_half)
@@ -131,7 +131,7 @@ async fn t10_a_host_that_the_next_authority_revokes_is_out_though_its_link_is_of
     renew(&next, Some(&old_half)).unwrap();
     uses(&pair.region, &pair.region_config).await;
     assert!(kept.is_open(), "both authorities are trusted");
-    sign(&next, &Which::Host(edge), LIST_VALIDITY);
+    sign(&next, Some(&RevocationTarget::Host(edge)), LIST_VALIDITY);
     renew(&next, None).unwrap();
     let changed = Stopwatch::start();
     uses(&pair.region, &pair.region_config).await;
@@ -166,7 +166,11 @@ async fn t10_a_link_that_another_has_replaced_is_closed_too() {
         kept.push(Kept::dial(&pair, &client).await);
     }
     let edge = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
-    sign(&pair.world.authority, &Which::Host(edge), LIST_VALIDITY);
+    sign(
+        &pair.world.authority,
+        Some(&RevocationTarget::Host(edge)),
+        LIST_VALIDITY,
+    );
     carry_list(&pair.world.path("ca"), &pair.region_config);
     let changed = Stopwatch::start();
     for kept in &kept {
@@ -296,7 +300,11 @@ async fn t10_a_certificate_that_has_ended_can_be_revoked_for_the_link_that_was_m
     soon(ended).await;
     assert!(kept.is_open(), "a link outlives its certificate");
     fs::remove_dir_all(&brief).unwrap();
-    sign(authority, &Which::Host(edge), LIST_VALIDITY);
+    sign(
+        authority,
+        Some(&RevocationTarget::Host(edge)),
+        LIST_VALIDITY,
+    );
     carry_list(&pair.world.path("ca"), &pair.region_config);
     let changed = Stopwatch::start();
     says(&pair.region, |view| view.revocation_lists[0].number == 2).await;

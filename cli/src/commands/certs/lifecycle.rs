@@ -8,7 +8,7 @@ use serde::Serialize;
 use towpath_certs::Authority;
 use towpath_certs::check::{self, FolderView};
 use towpath_certs::register::{IssuedState, IssuedView, Reason};
-use towpath_certs::renewal::{KeyChoice, Which};
+use towpath_certs::renewal::{KeyChoice, RevocationTarget};
 use towpath_daemon::problem::Problem;
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
@@ -201,30 +201,32 @@ pub(super) fn renew(options: &RenewOptions) -> Result<(), Failure> {
 
 pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
     let authority = Authority::open(&options.authority)?;
-    let which = match (&options.serial, &options.site, &options.host) {
-        (Some(serial), _, _) => Which::Serial(serial.clone()),
-        (None, Some(site), Some(host)) => Which::Host(HostIdentity {
+    let target = match (&options.serial, &options.site, &options.host) {
+        (Some(serial), _, _) => Some(RevocationTarget::Serial(serial.clone())),
+        (None, Some(site), Some(host)) => Some(RevocationTarget::Host(HostIdentity {
             trust_domain: authority.trust_domain().clone(),
             site: site.clone(),
             host: host.clone(),
-        }),
-        _ => Which::None,
+        })),
+        _ => None,
     };
     let lasting = Duration::from_hours(24 * u64::from(options.days));
-    let signed = authority
-        .revoke(&which, options.reason.into(), lasting, SystemTime::now())
-        .map_err(|fault| {
-            let folder = options.authority.display();
-            let remedy =
-                format!("see what was issued with `towpath certs ls --authority {folder}`");
-            let failure = Failure::from(fault).remedy_of(Code::NotFound, remedy.as_str());
-            failure
-                .remedy_of(
-                    Code::Usage,
-                    format!("{remedy}, and of `towpath certs revoke --help` what it takes"),
-                )
-                .remedy_of(Code::State, remedy)
-        })?;
+    let now = SystemTime::now();
+    let signed = match &target {
+        Some(target) => authority.revoke(target, options.reason.into(), lasting, now),
+        None => authority.sign_next_list(lasting, now),
+    };
+    let signed = signed.map_err(|fault| {
+        let folder = options.authority.display();
+        let remedy = format!("see what was issued with `towpath certs ls --authority {folder}`");
+        let failure = Failure::from(fault).remedy_of(Code::NotFound, remedy.as_str());
+        failure
+            .remedy_of(
+                Code::Usage,
+                format!("{remedy}, and of `towpath certs revoke --help` what it takes"),
+            )
+            .remedy_of(Code::State, remedy)
+    })?;
     let since = signed.next_update.duration_since(SystemTime::UNIX_EPOCH);
     let list = SignedList {
         file: &signed.file,
