@@ -33,7 +33,7 @@ pub fn site(
     };
     let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
     let files = authority.issue(&host, validity, &folder.join(own))?;
-    Identity::load(&files.cert, &files.key, &files.ca)?;
+    Identity::load(&files.paths())?;
     let run = folder.join(format!("{own}-run"));
     let mut config = Config::new(
         (host.site, host.host),

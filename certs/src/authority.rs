@@ -11,6 +11,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 
 use crate::files::{self, KeyFolder, Readers};
+use crate::identity::IdentityPaths;
 use crate::register::{Entry, IssuedView, Register, unix_seconds_of};
 use crate::tls;
 use crate::view;
@@ -66,6 +67,18 @@ pub struct IdentityFiles {
     pub ca: PathBuf,
     /// The lists of revoked certificates, if the authority has signed any.
     pub crl: Option<PathBuf>,
+}
+
+impl IdentityFiles {
+    /// The files that an identity is loaded from.
+    #[must_use]
+    pub fn paths(&self) -> IdentityPaths<'_> {
+        IdentityPaths {
+            certificate: &self.cert,
+            key: &self.key,
+            authorities: &self.ca,
+        }
+    }
 }
 
 /// A trust domain's authority with its private key.

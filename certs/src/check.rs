@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::Fault;
 
 use crate::authority::{AUTHORITY_CERTIFICATE, LEAF_CERTIFICATE, LEAF_KEY, REVOCATION_LIST};
-use crate::identity::{self, NO_AUTHORITY, check_signed, read_chain};
+use crate::identity::{self, Authorities, NO_AUTHORITY, check_signed, read_chain};
 use crate::revocation::{Freshness, Revocations};
 use crate::view::{self, CertificateView, rfc3339};
 use crate::{files, tls};
@@ -86,15 +86,16 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
     let leaf = chain.as_ref().ok().and_then(|chain| chain.first());
     let seen = leaf.and_then(|leaf| view::view(leaf).ok());
     // The authorities that a tunnel trusts, and those it ignores because they have ended.
-    let parted = authorities.clone().map(|all| identity::by_time(all, now));
-    let lists = lists(&folder.join(REVOCATION_LIST), parted.as_ref().ok());
+    let divided = authorities.clone().map(|all| Authorities::at(now, all));
+    let divided = divided.as_ref().ok();
+    let lists = lists(&folder.join(REVOCATION_LIST), divided);
     let revoked = |lists: &Revocations| leaf.is_some_and(|leaf| lists.is_revoked(leaf));
     let is_revoked = lists.as_ref().is_ok_and(revoked);
     let checks = vec![
         named("certificate", certificate(chain.as_deref())),
         named("key", key(&folder.join(LEAF_KEY), chain.as_deref().ok())),
         named("authority", authority(authorities.as_deref(), now)),
-        named("chain", signed(chain.as_deref().ok(), parted.as_ref().ok())),
+        named("chain", signed(chain.as_deref().ok(), divided)),
         named("time", time(seen.as_ref(), now)),
         named(
             "revocation",
@@ -117,9 +118,6 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
 
 /// The result of a check and its detail.
 type Seen = (Outcome, String);
-
-/// The authorities that have not ended, and those that have.
-type Parted = (Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>);
 
 fn named(check: &str, (outcome, detail): Seen) -> CheckView {
     CheckView {
@@ -210,11 +208,11 @@ fn authority(authorities: Result<&[CertificateDer<'static>], &Fault>, now: Syste
     (Outcome::Good, format!("trusts {}", names.join(" and ")))
 }
 
-fn signed(chain: Option<&[CertificateDer<'static>]>, parted: Option<&Parted>) -> Seen {
-    let (Some(chain), Some((trusted, _))) = (chain, parted) else {
+fn signed(chain: Option<&[CertificateDer<'static>]>, authorities: Option<&Authorities>) -> Seen {
+    let (Some(chain), Some(authorities)) = (chain, authorities) else {
         return wrong("cannot be checked without both files");
     };
-    let checked = identity::roots(trusted).and_then(|roots| check_signed(chain, &roots));
+    let checked = identity::roots(&authorities.valid).and_then(|roots| check_signed(chain, &roots));
     match checked {
         Ok(()) => (
             Outcome::Good,
@@ -246,17 +244,17 @@ fn time(seen: Option<&CertificateView>, now: SystemTime) -> Seen {
 }
 
 /// The folder's lists of revoked certificates, or the reason they could not be checked.
-fn lists(path: &Path, parted: Option<&Parted>) -> Result<Revocations, Seen> {
+fn lists(path: &Path, authorities: Option<&Authorities>) -> Result<Revocations, Seen> {
     if matches!(rustix::fs::lstat(path), Err(rustix::io::Errno::NOENT)) {
         return Err((
             Outcome::Absent,
             "there is no list of revoked certificates".to_owned(),
         ));
     }
-    let Some((trusted, ended)) = parted else {
+    let Some(authorities) = authorities else {
         return Err(wrong("cannot be checked without the authority"));
     };
-    Revocations::load_beside(path, (trusted, ended), &Revocations::default())
+    Revocations::load(path, authorities, &Revocations::default())
         .map_err(|fault| wrong(told(&fault)))
 }
 

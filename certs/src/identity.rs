@@ -41,6 +41,47 @@ pub struct Texts {
     pub authorities: String,
 }
 
+/// Where an identity is loaded from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdentityPaths<'a> {
+    /// The host's own certificate, followed by its intermediates.
+    pub certificate: &'a Path,
+    /// The private key of that certificate.
+    pub key: &'a Path,
+    /// The authorities that the host trusts.
+    pub authorities: &'a Path,
+}
+
+/// The text of a PEM file, with the path that error messages name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NamedPem<'a> {
+    /// The file's path.
+    pub path: &'a Path,
+    /// The file's content.
+    pub pem: &'a [u8],
+}
+
+/// The authorities in a file of a host. TLS verification ignores the end of a root certificate, so
+/// without this division an old key could name hosts for ever.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Authorities {
+    /// Those that have not ended: the ones that are trusted.
+    pub valid: Vec<CertificateDer<'static>>,
+    /// Those that have ended. Anything they signed is ignored.
+    pub ended: Vec<CertificateDer<'static>>,
+}
+
+impl Authorities {
+    /// Divides authorities by whether they have ended at `now`.
+    pub(crate) fn at(now: SystemTime, all: Vec<CertificateDer<'static>>) -> Self {
+        let now = unix_seconds_of(now);
+        let (valid, ended) = all
+            .into_iter()
+            .partition(|der| end_of(der).is_some_and(|end| end > now));
+        Self { valid, ended }
+    }
+}
+
 /// This host's identity: its certificate, the private key for it, and the authorities it trusts.
 #[derive(Clone)]
 pub struct Identity {
@@ -52,12 +93,10 @@ pub struct Identity {
     /// The certificates of both files as text, for the next start.
     texts: Arc<Texts>,
     pub(crate) roots: Arc<RootCertStore>,
-    /// The certificates behind `roots`.
-    authorities: Vec<CertificateDer<'static>>,
-    /// When the first of these authorities ends.
+    /// The authorities in the file; the valid ones are the certificates behind `roots`.
+    authorities: Authorities,
+    /// When the first of the valid authorities ends.
     first_end_unix_seconds: u64,
-    /// Authorities in the file that have ended. Anything they signed is ignored.
-    ended: Vec<CertificateDer<'static>>,
     /// When the last of the ended authorities ended.
     last_end_unix_seconds: u64,
     pub(crate) revocations: Arc<Revocations>,
@@ -78,43 +117,52 @@ impl Identity {
     /// the key does not match the certificate, if the certificate has expired, is from another
     /// authority or names no host, or if all authorities have ended. An authority that has ended is
     /// ignored if another is still valid.
-    pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, Fault> {
-        let cert_pem = files::read_public(cert)?;
-        let key_pem = files::read_private(key)?;
-        let ca_pem = files::read_public(ca)?;
-        Self::from_pem([(cert, &cert_pem), (key, &key_pem), (ca, &ca_pem)])
+    pub fn load(paths: &IdentityPaths<'_>) -> Result<Self, Fault> {
+        let certificate = files::read_public(paths.certificate)?;
+        let key = files::read_private(paths.key)?;
+        let authorities = files::read_public(paths.authorities)?;
+        let named = |path, pem| NamedPem { path, pem };
+        Self::from_pem(
+            named(paths.certificate, &certificate),
+            named(paths.key, &key),
+            named(paths.authorities, &authorities),
+        )
     }
 
-    /// Like [`Identity::load`], from PEM texts of the certificate, key and authority. Each comes
-    /// with the path that error messages name.
+    /// Like [`Identity::load`], from the texts of the files.
     ///
     /// # Errors
     ///
     /// As [`Identity::load`].
     pub fn from_pem(
-        [(cert, cert_pem), (key, key_pem), (ca, ca_pem)]: [(&Path, &[u8]); 3],
+        certificate: NamedPem<'_>,
+        key: NamedPem<'_>,
+        authorities: NamedPem<'_>,
     ) -> Result<Self, Fault> {
-        let chain = chain_in(cert, cert_pem)?;
+        let (cert, ca) = (certificate.path, authorities.path);
+        let texts = texts_of(certificate.pem, authorities.pem);
+        let chain = chain_in(certificate)?;
         let leaf = chain.first().expect("a chain that was read is not empty");
         let host = view::identity_of(leaf).map_err(|fault| in_file(cert, &fault.detail))?;
         let view = view::view(leaf)?;
-        let key_der = PrivateKeyDer::from_pem_slice(key_pem)
-            .map_err(|error| in_file(key, &format!("holds no private key: {error}")))?;
-        let (authorities, ended) = by_time(chain_in(ca, ca_pem)?, SystemTime::now());
-        if authorities.is_empty() {
+        let key_der = PrivateKeyDer::from_pem_slice(key.pem)
+            .map_err(|error| in_file(key.path, &format!("holds no private key: {error}")))?;
+        let authorities = Authorities::at(SystemTime::now(), chain_in(authorities)?);
+        if authorities.valid.is_empty() {
             let clock = humantime::format_rfc3339_seconds(SystemTime::now());
             let why = format!(
                 "every authority in it has ended; begin the next one, or set the clock, which says {clock}"
             );
             return Err(in_file(ca, &why));
         }
-        let ends = authorities.iter().filter_map(end_of);
+        let ends = authorities.valid.iter().filter_map(end_of);
         let first_end_unix_seconds = ends.min().unwrap_or(0);
-        let last_end_unix_seconds = ended.iter().filter_map(end_of).max().unwrap_or(0);
-        let roots = roots(&authorities).map_err(|why| in_file(ca, &why))?;
+        let ends = authorities.ended.iter().filter_map(end_of);
+        let last_end_unix_seconds = ends.max().unwrap_or(0);
+        let roots = roots(&authorities.valid).map_err(|why| in_file(ca, &why))?;
         check_chain(&chain, &roots, SystemTime::now()).map_err(|why| {
             let is_authority = |der| view::view(der).is_ok_and(|one| one.is_authority);
-            if !authorities.iter().any(is_authority) {
+            if !authorities.valid.iter().any(is_authority) {
                 return in_file(ca, NO_AUTHORITY);
             }
             let (shown, until) = (cert.display(), &view.not_after);
@@ -128,18 +176,17 @@ impl Identity {
                 }
                 other => other.to_string(),
             };
-            in_file(key, &why)
+            in_file(key.path, &why)
         })?;
         Ok(Self {
             host,
             view,
             chain,
             key: Some(Arc::new(paired)),
-            texts: Arc::new(texts_of(cert_pem, ca_pem)),
+            texts: Arc::new(texts),
             roots: Arc::new(roots),
             authorities,
             first_end_unix_seconds,
-            ended,
             last_end_unix_seconds,
             revocations: Arc::default(),
         })
@@ -152,9 +199,11 @@ impl Identity {
     /// As [`Identity::load`].
     pub fn load_beside(texts: &Texts, key: &Path) -> Result<Self, Fault> {
         let key_pem = files::read_private(key)?;
-        let cert = (Path::new(KEPT), texts.certificate.as_bytes());
-        let ca = (Path::new(KEPT), texts.authorities.as_bytes());
-        Self::from_pem([cert, (key, &key_pem), ca])
+        let key = NamedPem {
+            path: key,
+            pem: &key_pem,
+        };
+        Self::from_pem(kept(&texts.certificate), key, kept(&texts.authorities))
     }
 
     /// Who a host was by its certificate, without the key: it can be shown to operators and proves nothing to peers.
@@ -164,11 +213,13 @@ impl Identity {
     ///
     /// `E_CERTIFICATE` if a text holds no certificates, or the certificate names no host.
     pub fn without_key(texts: &Texts) -> Result<Self, Fault> {
-        let known = Path::new(KEPT);
-        let chain = chain_in(known, texts.certificate.as_bytes())?;
-        let authorities = chain_in(known, texts.authorities.as_bytes())?;
+        let chain = chain_in(kept(&texts.certificate))?;
+        let authorities = Authorities {
+            valid: chain_in(kept(&texts.authorities))?,
+            ended: Vec::new(),
+        };
         let leaf = chain.first().expect("a chain that was read is not empty");
-        let ends = authorities.iter().filter_map(end_of);
+        let ends = authorities.valid.iter().filter_map(end_of);
         Ok(Self {
             host: view::identity_of(leaf)?,
             view: view::view(leaf)?,
@@ -176,7 +227,6 @@ impl Identity {
             texts: Arc::new(texts.clone()),
             roots: Arc::new(RootCertStore::empty()),
             first_end_unix_seconds: ends.min().unwrap_or(0),
-            ended: Vec::new(),
             last_end_unix_seconds: 0,
             revocations: Arc::default(),
             chain,
@@ -223,7 +273,7 @@ impl Identity {
         crl: &Path,
         current: &Revocations,
     ) -> Result<Revocations, Fault> {
-        Revocations::load_beside(crl, (&self.authorities, &self.ended), current)
+        Revocations::load(crl, &self.authorities, current)
     }
 
     /// Reads back the lists that were in use before a restart.
@@ -232,7 +282,7 @@ impl Identity {
     ///
     /// As [`Revocations::recall`].
     pub fn recall_revocations(&self, text: &[u8]) -> Result<Revocations, Fault> {
-        Revocations::recall(text, &self.authorities)
+        Revocations::recall(text, &self.authorities.valid)
     }
 
     /// The same identity, refusing the certificates that these lists revoke.
@@ -247,7 +297,7 @@ impl Identity {
     pub fn is_same(&self, other: &Self) -> bool {
         self.chain == other.chain
             && self.has_key() == other.has_key()
-            && self.authorities == other.authorities
+            && self.authorities.valid == other.authorities.valid
             && self.revocations.is_same(&other.revocations)
     }
 
@@ -274,7 +324,7 @@ impl Identity {
     /// The trusted authority that signed a chain, at whatever time; `None` if none of them did.
     #[must_use]
     pub fn signer_of(&self, chain: &[CertificateDer<'static>]) -> Option<&CertificateDer<'static>> {
-        self.authorities.iter().find(|authority| {
+        self.authorities.valid.iter().find(|authority| {
             let alone = roots(std::slice::from_ref(authority));
             alone.is_ok_and(|root| check_signed(chain, &root).is_ok())
         })
@@ -283,6 +333,7 @@ impl Identity {
     /// The trusted authorities, as operators see them.
     pub fn authorities(&self) -> impl Iterator<Item = CertificateView> {
         self.authorities
+            .valid
             .iter()
             .filter_map(|der| view::view(der).ok())
     }
@@ -309,18 +360,6 @@ impl Identity {
     }
 }
 
-/// Splits authorities into those that have not ended and those that have. TLS verification ignores
-/// the end of a root certificate, so without this an old key could name hosts for ever.
-pub(crate) fn by_time(
-    authorities: Vec<CertificateDer<'static>>,
-    now: SystemTime,
-) -> (Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>) {
-    let now = unix_seconds_of(now);
-    authorities
-        .into_iter()
-        .partition(|der| end_of(der).is_some_and(|end| end > now))
-}
-
 /// When a certificate ends, in seconds since 1970; `None` if it does not parse.
 fn end_of(der: &CertificateDer<'_>) -> Option<u64> {
     view::view(der).ok().map(|one| one.not_after_unix_seconds)
@@ -337,11 +376,20 @@ pub(crate) fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertS
 
 /// Reads a file of one or more certificates.
 pub(crate) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
-    chain_in(path, &files::read_public(path)?)
+    let pem = files::read_public(path)?;
+    chain_in(NamedPem { path, pem: &pem })
 }
 
-/// The certificates in `pem`, the text of the file at `path`.
-fn chain_in(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {
+/// The text of a kept certificate, which is in no file that an operator knows.
+fn kept(text: &str) -> NamedPem<'_> {
+    NamedPem {
+        path: Path::new(KEPT),
+        pem: text.as_bytes(),
+    }
+}
+
+/// The certificates in a file.
+fn chain_in(NamedPem { path, pem }: NamedPem<'_>) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let chain = CertificateDer::pem_slice_iter(pem)
         .take(CHAIN_LENGTH_MAX + 1)
         .collect::<Result<Vec<_>, _>>()

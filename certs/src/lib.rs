@@ -33,7 +33,7 @@ pub mod verify;
 pub mod view;
 
 pub use authority::{Authority, Validity};
-pub use identity::Identity;
+pub use identity::{Authorities, Identity, IdentityPaths};
 pub use revocation::{Freshness, Revocations};
 pub use verify::{Refusal, Rejection, Rejections};
 pub use view::{CertificateView, show, show_chain};

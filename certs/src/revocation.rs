@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
 use x509_parser::prelude::ParsedExtension;
 
+use crate::identity::Authorities;
 use crate::list::Parsed;
 use crate::renewal::LIST_VALIDITY_MAX;
 use crate::{files, tls, view};
@@ -149,51 +150,31 @@ pub struct Revocations {
 }
 
 impl Revocations {
-    /// Loads a PEM file of lists, each signed by one of the `authorities`.
+    /// Loads a PEM file of lists, each signed by one of the valid authorities. Lists of authorities
+    /// that have ended are ignored.
     ///
     /// # Errors
     ///
     /// `E_CERTIFICATE` if the file cannot be read, holds no list or too many, or if one of them does
-    /// not parse or is not signed by a trusted authority; `E_CRL_ROLLBACK` if a list in
-    /// `current` would be replaced by an older one, by another one with the same number, or by none.
-    pub fn load(
-        path: &Path,
-        authorities: &[CertificateDer<'static>],
-        current: &Self,
-    ) -> Result<Self, Fault> {
-        Self::load_beside(path, (authorities, &[]), current)
-    }
-
-    /// Like [`Revocations::load`], ignoring the lists of authorities that have ended.
-    ///
-    /// # Errors
-    ///
-    /// As [`Revocations::load`].
-    pub(crate) fn load_beside(
-        path: &Path,
-        (authorities, ended): (&[CertificateDer<'static>], &[CertificateDer<'static>]),
-        current: &Self,
-    ) -> Result<Self, Fault> {
+    /// not parse or is not signed by an authority; `E_CRL_ROLLBACK` if a list in `current` would be
+    /// replaced by an older one, by another one with the same number, or by none.
+    pub fn load(path: &Path, authorities: &Authorities, current: &Self) -> Result<Self, Fault> {
         let pem = files::read_list(path)?;
-        Self::from_pem(&pem, (authorities, ended), current).map_err(|mut fault| {
+        Self::from_pem(&pem, authorities, current).map_err(|mut fault| {
             fault.detail = format!("{}: {}", path.display(), fault.detail);
             fault
         })
     }
 
-    /// Like `load_beside`, from the text of a file. Takes the valid and the ended authorities.
+    /// Like [`Revocations::load`], from the text of a file.
     ///
     /// # Errors
     ///
     /// As [`Revocations::load`].
-    pub fn from_pem(
-        pem: &[u8],
-        (authorities, ended): (&[CertificateDer<'static>], &[CertificateDer<'static>]),
-        current: &Self,
-    ) -> Result<Self, Fault> {
-        let made = Self::parse(pem, authorities, ended)
-            .map_err(|why| Fault::new(Code::Certificate, why))?;
-        made.check_newer_than(current, authorities)
+    pub fn from_pem(pem: &[u8], authorities: &Authorities, current: &Self) -> Result<Self, Fault> {
+        let made =
+            Self::parse(pem, authorities).map_err(|why| Fault::new(Code::Certificate, why))?;
+        made.check_newer_than(current, &authorities.valid)
             .map_err(|why| Fault::new(Code::CrlRollback, why))?;
         Ok(made)
     }
@@ -225,19 +206,15 @@ impl Revocations {
         &self.text
     }
 
-    fn parse(
-        pem: &[u8],
-        authorities: &[CertificateDer<'static>],
-        ended: &[CertificateDer<'static>],
-    ) -> Result<Self, String> {
+    fn parse(pem: &[u8], authorities: &Authorities) -> Result<Self, String> {
         let mut made = Self {
             text: pem.into(),
             ..Self::default()
         };
         for der in lists_in(pem)? {
-            made.add(der.clone(), authorities).or_else(|why| {
+            made.add(der.clone(), &authorities.valid).or_else(|why| {
                 let list = Parsed::from_der(&der);
-                let of_ended = list.is_ok_and(|list| signer(&list, ended).is_ok());
+                let of_ended = list.is_ok_and(|list| signer(&list, &authorities.ended).is_ok());
                 if of_ended { Ok(()) } else { Err(why) }
             })?;
         }

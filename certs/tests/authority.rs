@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
-use towpath_certs::{Authority, Identity, Validity, show};
+use towpath_certs::{Authority, Identity, IdentityPaths, Validity, show};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
@@ -31,7 +31,7 @@ fn now() -> Validity {
 }
 
 fn load(files: &IdentityFiles) -> Result<Identity, Fault> {
-    Identity::load(&files.cert, &files.key, &files.ca)
+    Identity::load(&files.paths())
 }
 
 fn mode(path: &Path) -> u32 {
@@ -106,17 +106,33 @@ fn l06_missing_and_foreign_files_are_named() {
         .issue(&box_1(), now(), &folder.path().join("two"))
         .unwrap();
 
-    let fault = Identity::load(&files.cert, &other.key, &files.ca).unwrap_err();
+    let fault = Identity::load(&IdentityPaths {
+        key: &other.key,
+        ..files.paths()
+    })
+    .unwrap_err();
     assert!(fault.detail.contains("is not the key of"), "{fault}");
-    let fault = Identity::load(&folder.path().join("none"), &files.key, &files.ca).unwrap_err();
+    let fault = Identity::load(&IdentityPaths {
+        certificate: &folder.path().join("none"),
+        ..files.paths()
+    })
+    .unwrap_err();
     assert!(fault.detail.contains("none"), "{fault}");
-    let fault = Identity::load(&files.key, &files.key, &files.ca).unwrap_err();
+    let fault = Identity::load(&IdentityPaths {
+        certificate: &files.key,
+        ..files.paths()
+    })
+    .unwrap_err();
     assert_eq!(fault.code, Code::Certificate);
     let stranger = authority(&folder, "stranger");
     let theirs = stranger
         .issue(&box_1(), now(), &folder.path().join("three"))
         .unwrap();
-    let fault = Identity::load(&files.cert, &files.key, &theirs.ca).unwrap_err();
+    let fault = Identity::load(&IdentityPaths {
+        authorities: &theirs.ca,
+        ..files.paths()
+    })
+    .unwrap_err();
     assert!(
         fault.detail.contains("not signed by the authority"),
         "{fault}"

@@ -19,7 +19,9 @@ use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
 use towpath_certs::check::{self, CheckView, Outcome};
 use towpath_certs::register::{IssuedState, REGISTER, Reason};
 use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, RevocationTarget, Signed};
-use towpath_certs::{Authority, Freshness, Identity, Revocations, Validity, show};
+use towpath_certs::{
+    Authorities, Authority, Freshness, Identity, IdentityPaths, Revocations, Validity, show,
+};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
@@ -39,11 +41,19 @@ fn now() -> Validity {
 }
 
 fn load(files: &IdentityFiles) -> Result<Identity, Fault> {
-    Identity::load(&files.cert, &files.key, &files.ca)
+    Identity::load(&files.paths())
 }
 
 fn leaf(files: &IdentityFiles) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(&files.cert).unwrap()
+}
+
+/// Authorities that have not ended.
+fn trusted(authorities: &[CertificateDer<'static>]) -> Authorities {
+    Authorities {
+        valid: authorities.to_vec(),
+        ended: Vec::new(),
+    }
 }
 
 impl World {
@@ -78,7 +88,7 @@ impl World {
     /// Reads the authority's list as a host with the lists in `current` would.
     fn read(&self, file: &Path, current: &Revocations) -> Result<Revocations, Fault> {
         let ca = CertificateDer::from_pem_file(self.path("ca/ca.pem")).unwrap();
-        Revocations::load(file, &[ca], current)
+        Revocations::load(file, &trusted(&[ca]), current)
     }
 
     /// A handmade list, signed with the authority's key.
@@ -424,13 +434,13 @@ fn an_old_list_is_missed_while_its_authority_is_trusted_and_not_after() {
         .map(|name| CertificateDer::from_pem_file(world.path(name).join("ca.pem")).unwrap());
     let file = world.path("lists.pem");
     fs::write(&file, format!("{old_list}{new_list}")).unwrap();
-    let both = Revocations::load(&file, &roots, &Revocations::default()).unwrap();
+    let both = Revocations::load(&file, &trusted(&roots), &Revocations::default()).unwrap();
     fs::write(&file, &new_list).unwrap();
-    let fault = Revocations::load(&file, &roots, &both).unwrap_err();
+    let fault = Revocations::load(&file, &trusted(&roots), &both).unwrap_err();
     assert!(fault.detail.contains("lacks the list"), "{fault}");
-    Revocations::load(&file, &roots[1..], &both).unwrap();
+    Revocations::load(&file, &trusted(&roots[1..]), &both).unwrap();
     fs::write(&file, format!("{new_list}{new_list}")).unwrap();
-    assert!(Revocations::load(&file, &roots, &Revocations::default()).is_err());
+    assert!(Revocations::load(&file, &trusted(&roots), &Revocations::default()).is_err());
 }
 
 #[test]
@@ -482,7 +492,12 @@ fn a_folder_is_checked_whole_and_all_that_is_wrong_shows() {
     // What names no authority is said to name none, by whoever reads it.
     fs::copy(&other.cert, &files.ca).unwrap();
     for cert in [&files.cert, &other.cert] {
-        let refused = Identity::load(cert, &other.key, &files.ca).unwrap_err();
+        let refused = Identity::load(&IdentityPaths {
+            certificate: cert,
+            key: &other.key,
+            ..files.paths()
+        })
+        .unwrap_err();
         assert!(refused.detail.contains("no authority's"), "{refused}");
     }
 }

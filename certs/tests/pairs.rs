@@ -30,7 +30,7 @@ fn a_renewal_that_was_interrupted_between_key_and_certificate_is_no_pair_to_rene
     assert!(remedy.contains("--new-key"), "{remedy}");
     assert_eq!(fs::read(&files.cert).unwrap(), before);
     renew(KeyChoice::New).unwrap();
-    Identity::load(&files.cert, &files.key, &files.ca).unwrap();
+    Identity::load(&files.paths()).unwrap();
     renew(KeyChoice::Same).unwrap();
     // The host may keep its key to itself.
     fs::remove_file(&files.key).unwrap();

@@ -21,7 +21,9 @@ use rustls::{
 };
 use tempfile::TempDir;
 use towpath_certs::authority::LEAF_VALIDITY;
-use towpath_certs::{Authority, Identity, Rejection, Rejections, Revocations, Validity, tls};
+use towpath_certs::{
+    Authority, Identity, IdentityPaths, Rejection, Rejections, Revocations, Validity, tls,
+};
 use towpath_protocol::identity::HostIdentity;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -111,7 +113,7 @@ fn issue(authority: &Authority, folder: &Path, site: &str) -> Identity {
     let files = authority
         .issue(&identity, validity, &folder.join(format!("{site}-files")))
         .unwrap();
-    Identity::load(&files.cert, &files.key, &files.ca).unwrap()
+    Identity::load(&files.paths()).unwrap()
 }
 
 fn load_unchecked(cert: &Path, key: &Path) -> rustls::sign::CertifiedKey {
@@ -489,7 +491,12 @@ fn t10_what_leads_from_a_certificate_to_its_authority_may_be_revoked_too() {
     fs::write(&crl, list.signed_by(&issuer).unwrap().pem().unwrap()).unwrap();
 
     let path = |name: &str| folder.join("root").join(name);
-    let identity = Identity::load(&path("cert.pem"), &key, &path("ca.pem")).unwrap();
+    let identity = Identity::load(&IdentityPaths {
+        certificate: &path("cert.pem"),
+        key: &key,
+        authorities: &path("ca.pem"),
+    })
+    .unwrap();
     let server = |identity: &Identity| tls::server_config(identity, &fixture.rejections).unwrap();
     let client = || tls::client_config(&identity, &"edge".parse().unwrap(), &fixture.rejections);
     let shaken = shake(client().unwrap(), server(&identity));

@@ -5,8 +5,9 @@ use std::path::Path;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use towpath_certs::files::FILE_BYTES_MAX;
+use towpath_certs::identity::NamedPem;
 use towpath_certs::revocation::{LIST_BYTES_MAX, Revocations, views_in};
-use towpath_certs::{Identity, view};
+use towpath_certs::{Authorities, Identity, view};
 
 use crate::AS_IT_IS;
 
@@ -39,8 +40,11 @@ pub fn certificates(bytes: &[u8]) -> bool {
         assert!(named.is_err() || seen.is_ok(), "named and not seen");
         return seen.is_ok();
     }
-    let file = (Path::new("host.pem"), bytes);
-    Identity::from_pem([file; 3]).is_ok()
+    let file = NamedPem {
+        path: Path::new("host.pem"),
+        pem: bytes,
+    };
+    Identity::from_pem(file, file, file).is_ok()
 }
 
 /// A file of revocation lists, or the bytes of one list.
@@ -58,8 +62,12 @@ pub fn revocations(bytes: &[u8]) -> bool {
     }
     let shown = views_in(&pem);
     let host = host();
+    let trusted = Authorities {
+        valid: host[1..].to_vec(),
+        ended: Vec::new(),
+    };
     let none = Revocations::default();
-    if let Ok(lists) = Revocations::from_pem(&pem, (&host[1..], &[]), &none) {
+    if let Ok(lists) = Revocations::from_pem(&pem, &trusted, &none) {
         assert!(
             matches!(shown, Ok(Some(_))),
             "used and not shown: {shown:?}"
@@ -67,8 +75,7 @@ pub fn revocations(bytes: &[u8]) -> bool {
         assert!(!lists.is_revoked(&host[0]), "its number is not in the list");
         let again = Revocations::recall(lists.text(), &host[1..]).expect("what was read once");
         assert!(again.is_same(&lists));
-        Revocations::from_pem(&pem, (&host[1..], &[]), &lists)
-            .expect("no list is older than itself");
+        Revocations::from_pem(&pem, &trusted, &lists).expect("no list is older than itself");
     }
     matches!(shown, Ok(Some(_)))
 }

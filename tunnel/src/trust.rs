@@ -32,7 +32,7 @@ use quinn::{Connection, Endpoint};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use towpath_certs::{Freshness, Identity, Revocations, tls, view};
+use towpath_certs::{Freshness, Identity, IdentityPaths, Revocations, tls, view};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
@@ -470,7 +470,13 @@ impl CertificatesConfig {
     ///
     /// As [`Identity::load`]. If both keys exist and neither can be used, the fault names both.
     pub fn identity(&self) -> Result<Identity, Fault> {
-        self.with_key(|key| Identity::load(&self.cert, key, &self.ca))
+        self.with_key(|key| {
+            Identity::load(&IdentityPaths {
+                certificate: &self.cert,
+                key,
+                authorities: &self.ca,
+            })
+        })
     }
 
     /// Loads an identity with the one of `key` and `next_key` that belongs to its certificate.

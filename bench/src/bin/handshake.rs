@@ -105,7 +105,7 @@ async fn measure([here, over_path, warm]: [usize; 3]) -> Result<Report, Failure>
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let identity = |own: &str, peer: &str| -> Result<Identity, Failure> {
         let files = site(&authority, folder.path(), own, peer)?.certificates;
-        Ok(Identity::load(&files.cert, &files.key, &files.ca)?)
+        Ok(files.identity()?)
     };
     let identities = [identity("edge", "region")?, identity("region", "edge")?];
     let hybrid = Side::new(&tls::provider(), &identities)?;

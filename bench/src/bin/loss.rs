@@ -267,7 +267,7 @@ fn settings() -> Result<[Settings; 3], Failure> {
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let identity = |own: &str, peer: &str| -> Result<Identity, Failure> {
         let files = site(&authority, folder.path(), own, peer)?.certificates;
-        Ok(Identity::load(&files.cert, &files.key, &files.ca)?)
+        Ok(files.identity()?)
     };
     let (edge, region) = (identity("edge", "region")?, identity("region", "edge")?);
     let unmoved = Arc::new(Unmoved {

@@ -427,7 +427,7 @@ async fn through_quinn(case: Case, scale: Scale) -> Result<Played, Failure> {
     let rejections = Arc::new(Rejections::default());
     let identity = |own: &str, peer: &str| -> Result<Identity, Failure> {
         let files = site(&authority, folder.path(), own, peer)?.certificates;
-        Ok(Identity::load(&files.cert, &files.key, &files.ca)?)
+        Ok(files.identity()?)
     };
     let (edge, region) = (identity("edge", "region")?, identity("region", "edge")?);
     let mut transport = TransportConfig::default();

@@ -292,7 +292,7 @@ async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, u
     let folder = loaded.folder.path().join("thief");
     let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
     let files = signer.authority.issue(&thief, validity, &folder)?;
-    let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
+    let identity = Identity::load(&files.paths())?;
     let rejections = Arc::new(Rejections::default());
     let mut client = tls::client_config(&identity, &"region".parse()?, &rejections)?;
     let tickets = Arc::new(Tickets::default());

@@ -112,7 +112,7 @@ impl Door {
         let region = Tunnel::start(&config).await.unwrap();
         let files = world.issue("edge");
         Self {
-            edge: Identity::load(&files.cert, &files.key, &files.ca).unwrap(),
+            edge: Identity::load(&files.paths()).unwrap(),
             world,
             region,
             config,

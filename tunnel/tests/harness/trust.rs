@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use towpath_bench::relay::Direction;
 use towpath_certs::register::Reason;
 use towpath_certs::renewal::{LIST_VALIDITY, RevocationTarget};
-use towpath_certs::{Authority, Identity, Validity, view};
+use towpath_certs::{Authority, Identity, IdentityPaths, Validity, view};
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
@@ -197,7 +197,12 @@ pub async fn uses(tunnel: &Tunnel, config: &Config) {
 /// The TLS settings of a host with these files; with `resumes` it tries to resume sessions.
 pub fn client_of(folder: &Path, resumes: bool) -> rustls::ClientConfig {
     let file = |name| folder.join(name);
-    let identity = Identity::load(&file("cert.pem"), &file("key.pem"), &file("ca.pem")).unwrap();
+    let identity = Identity::load(&IdentityPaths {
+        certificate: &file("cert.pem"),
+        key: &file("key.pem"),
+        authorities: &file("ca.pem"),
+    })
+    .unwrap();
     let mut client = client(&identity);
     if resumes {
         client.resumption = rustls::client::Resumption::in_memory_sessions(64);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls::server::ServerSessionMemoryCache;
-use towpath_certs::{Identity, Rejections, tls};
+use towpath_certs::{Rejections, tls};
 use towpath_protocol::channel::{Class, Leg, LinkId, Preamble};
 use towpath_protocol::version::VersionRange;
 
@@ -25,7 +25,7 @@ const SESSION_COUNT: usize = 8;
 /// A server with the region's certificate that accepts early data: its clients can send some later.
 fn helper(door: &Door) -> Endpoint {
     let files = &door.config.certificates;
-    let region = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
+    let region = files.identity().unwrap();
     let mut crypto = tls::server_config(&region, &Arc::new(Rejections::default())).unwrap();
     crypto.max_early_data_size = u32::MAX;
     crypto.send_tls13_tickets = SESSION_COUNT;

@@ -167,7 +167,7 @@ impl Door {
         let files = self
             .world
             .issue_for("edge", validity, &format!("{folder}-good"));
-        let identity = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
+        let identity = Identity::load(&files.paths()).unwrap();
         tls::client_config(&identity, &name("region"), &Arc::new(Rejections::default())).unwrap()
     }
 }

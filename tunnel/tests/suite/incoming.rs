@@ -29,7 +29,7 @@ impl Dialled {
     fn new() -> Self {
         let world = World::new();
         let files = world.issue("region");
-        let identity = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
+        let identity = Identity::load(&files.paths()).unwrap();
         let tls = tls::server_config(&identity, &Arc::default()).unwrap();
         let server = Arc::new(transport::server(tls, &Limits::default()).unwrap());
         let config = Arc::new(EndpointConfig::default());

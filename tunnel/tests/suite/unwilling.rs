@@ -299,7 +299,7 @@ async fn takes_and_closes(endpoint: quinn::Endpoint) {
 async fn a_peer_that_takes_links_and_closes_them_is_dialled_ever_less_often() {
     let world = World::new();
     let files = world.issue("region");
-    let region = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
+    let region = Identity::load(&files.paths()).unwrap();
     let crypto = tls::server_config(&region, &Arc::new(Rejections::default())).unwrap();
     let crypto = QuicServerConfig::try_from(crypto).unwrap();
     let server = quinn::ServerConfig::with_crypto(Arc::new(crypto));

@@ -122,7 +122,7 @@ async fn f29_a_peer_that_we_dial_and_that_speaks_no_version_of_ours_is_shown_wit
     ] {
         let world = World::new();
         let files = world.issue("region");
-        let region = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
+        let region = Identity::load(&files.paths()).unwrap();
         let crypto = tls::server_config(&region, &Arc::new(Rejections::default())).unwrap();
         let crypto = QuicServerConfig::try_from(crypto).unwrap();
         let server = quinn::ServerConfig::with_crypto(Arc::new(crypto));

@@ -13,7 +13,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, TransportConfig, VarInt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use towpath_certs::{Identity, Rejections, tls};
+use towpath_certs::{Identity, IdentityPaths, Rejections, tls};
 
 use crate::Failure;
 
@@ -33,11 +33,11 @@ pub(crate) fn run(side: &str, folder: &Path) -> Result<(), Failure> {
 
 fn identity(folder: &Path, site: &str) -> Result<Identity, Failure> {
     let file = |name: &str| folder.join(site).join(name);
-    Ok(Identity::load(
-        &file("cert.pem"),
-        &file("key.pem"),
-        &file("ca.pem"),
-    )?)
+    Ok(Identity::load(&IdentityPaths {
+        certificate: &file("cert.pem"),
+        key: &file("key.pem"),
+        authorities: &file("ca.pem"),
+    })?)
 }
 
 fn transport() -> Arc<TransportConfig> {

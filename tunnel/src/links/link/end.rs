@@ -185,7 +185,7 @@ mod tests {
             let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
             let folder = folder.path().join(site);
             let files = authority.issue(&host(site), validity, &folder).unwrap();
-            Identity::load(&files.cert, &files.key, &files.ca).unwrap()
+            Identity::load(&files.paths()).unwrap()
         });
         let rejections = Arc::new(Rejections::default());
         let local = "127.0.0.1:0".parse().unwrap();
