@@ -84,7 +84,7 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
     let chain = read_chain(&folder.join(LEAF_CERTIFICATE));
     let authorities = read_chain(&folder.join(AUTHORITY_CERTIFICATE));
     let leaf = chain.as_ref().ok().and_then(|chain| chain.first());
-    let seen = leaf.and_then(|leaf| view::view(leaf).ok());
+    let seen = leaf.and_then(|leaf| view::of_der(leaf).ok());
     // The authorities that a tunnel trusts, and those it ignores because they have ended.
     let divided = authorities.clone().map(|all| Authorities::at(now, all));
     let divided = divided.as_ref().ok();
@@ -174,7 +174,7 @@ fn key(path: &Path, chain: Option<&[CertificateDer<'static>]>) -> Seen {
 }
 
 fn authority(authorities: Result<&[CertificateDer<'static>], &Fault>, now: SystemTime) -> Seen {
-    let views = |all: &[CertificateDer<'static>]| all.iter().map(view::view).collect();
+    let views = |all: &[CertificateDer<'static>]| all.iter().map(view::of_der).collect();
     let read = authorities.map_err(Clone::clone).and_then(views);
     let all: Vec<CertificateView> = match read {
         Ok(all) => all,

@@ -34,7 +34,7 @@ const CHAIN_LENGTH_MAX: usize = 4;
 
 /// A host's chain and its authorities as PEM text. There is no key in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Texts {
+pub struct IdentityPem {
     /// The host's own certificate, with what leads from it to its authority.
     pub certificate: String,
     /// The authorities that the host trusts.
@@ -91,7 +91,7 @@ pub struct Identity {
     /// The key with its chain; none where only the certificate is known.
     key: Option<Arc<CertifiedKey>>,
     /// The certificates of both files as text, for the next start.
-    texts: Arc<Texts>,
+    texts: Arc<IdentityPem>,
     pub(crate) roots: Arc<RootCertStore>,
     /// The authorities in the file; the valid ones are the certificates behind `roots`.
     authorities: Authorities,
@@ -144,7 +144,7 @@ impl Identity {
         let chain = chain_in(certificate)?;
         let leaf = chain.first().expect("a chain that was read is not empty");
         let host = view::identity_of(leaf).map_err(|fault| in_file(cert, &fault.detail))?;
-        let view = view::view(leaf)?;
+        let view = view::of_der(leaf)?;
         let key_der = PrivateKeyDer::from_pem_slice(key.pem)
             .map_err(|error| in_file(key.path, &format!("holds no private key: {error}")))?;
         let authorities = Authorities::at(SystemTime::now(), chain_in(authorities)?);
@@ -161,7 +161,7 @@ impl Identity {
         let last_end_unix_seconds = ends.max().unwrap_or(0);
         let roots = roots(&authorities.valid).map_err(|why| in_file(ca, &why))?;
         check_chain(&chain, &roots, SystemTime::now()).map_err(|why| {
-            let is_authority = |der| view::view(der).is_ok_and(|one| one.is_authority);
+            let is_authority = |der| view::of_der(der).is_ok_and(|one| one.is_authority);
             if !authorities.valid.iter().any(is_authority) {
                 return in_file(ca, NO_AUTHORITY);
             }
@@ -197,7 +197,7 @@ impl Identity {
     /// # Errors
     ///
     /// As [`Identity::load`].
-    pub fn load_beside(texts: &Texts, key: &Path) -> Result<Self, Fault> {
+    pub fn load_with_kept_certificate(texts: &IdentityPem, key: &Path) -> Result<Self, Fault> {
         let key_pem = files::read_private(key)?;
         let key = NamedPem {
             path: key,
@@ -212,7 +212,7 @@ impl Identity {
     /// # Errors
     ///
     /// `E_CERTIFICATE` if a text holds no certificates, or the certificate names no host.
-    pub fn without_key(texts: &Texts) -> Result<Self, Fault> {
+    pub fn without_key(texts: &IdentityPem) -> Result<Self, Fault> {
         let chain = chain_in(kept(&texts.certificate))?;
         let authorities = Authorities {
             valid: chain_in(kept(&texts.authorities))?,
@@ -222,7 +222,7 @@ impl Identity {
         let ends = authorities.valid.iter().filter_map(end_of);
         Ok(Self {
             host: view::identity_of(leaf)?,
-            view: view::view(leaf)?,
+            view: view::of_der(leaf)?,
             key: None,
             texts: Arc::new(texts.clone()),
             roots: Arc::new(RootCertStore::empty()),
@@ -258,7 +258,7 @@ impl Identity {
 
     /// The certificates as text, for the next start.
     #[must_use]
-    pub fn texts(&self) -> &Texts {
+    pub fn texts(&self) -> &IdentityPem {
         &self.texts
     }
 
@@ -280,9 +280,9 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// As [`Revocations::recall`].
+    /// As [`Revocations::from_kept`].
     pub fn recall_revocations(&self, text: &[u8]) -> Result<Revocations, Fault> {
-        Revocations::recall(text, &self.authorities.valid)
+        Revocations::from_kept(text, &self.authorities.valid)
     }
 
     /// The same identity, refusing the certificates that these lists revoke.
@@ -335,7 +335,7 @@ impl Identity {
         self.authorities
             .valid
             .iter()
-            .filter_map(|der| view::view(der).ok())
+            .filter_map(|der| view::of_der(der).ok())
     }
 
     /// Whether loading this identity again at `now` would give other authorities. Either one of
@@ -362,7 +362,7 @@ impl Identity {
 
 /// When a certificate ends, in seconds since 1970; `None` if it does not parse.
 fn end_of(der: &CertificateDer<'_>) -> Option<u64> {
-    view::view(der).ok().map(|one| one.not_after_unix_seconds)
+    view::of_der(der).ok().map(|one| one.not_after_unix_seconds)
 }
 
 /// Makes a root store of certificates.
@@ -402,7 +402,7 @@ fn chain_in(NamedPem { path, pem }: NamedPem<'_>) -> Result<Vec<CertificateDer<'
 }
 
 /// The certificates of both files, and nothing else that may stand in them: not a key above all.
-fn texts_of(cert_pem: &[u8], ca_pem: &[u8]) -> Texts {
+fn texts_of(cert_pem: &[u8], ca_pem: &[u8]) -> IdentityPem {
     let of = |pem: &[u8]| {
         let (text, mut is_inside, mut kept) = (String::from_utf8_lossy(pem), false, String::new());
         for line in text.lines().map(str::trim_end) {
@@ -415,7 +415,7 @@ fn texts_of(cert_pem: &[u8], ca_pem: &[u8]) -> Texts {
         }
         kept
     };
-    Texts {
+    IdentityPem {
         certificate: of(cert_pem),
         authorities: of(ca_pem),
     }
@@ -428,7 +428,7 @@ pub(crate) fn check_signed(
     roots: &RootCertStore,
 ) -> Result<(), String> {
     let leaf = chain.first().ok_or("there is no certificate")?;
-    let until = view::view(leaf).map_err(|fault| fault.detail)?;
+    let until = view::of_der(leaf).map_err(|fault| fault.detail)?;
     let last = Duration::from_secs(until.not_after_unix_seconds.saturating_sub(1));
     check_chain(chain, roots, SystemTime::UNIX_EPOCH + last)
 }

@@ -45,12 +45,12 @@ pub enum KeyChoice {
 /// Another authority that hosts trust besides the one that signs for them: the previous or the next
 /// one.
 #[derive(Debug, Clone)]
-pub struct Overlap {
+pub struct OtherAuthority {
     certificate_pem: String,
     list_pem: Option<String>,
 }
 
-impl Overlap {
+impl OtherAuthority {
     /// Reads the public half of an authority's folder.
     ///
     /// # Errors
@@ -73,8 +73,8 @@ impl Overlap {
             return Ok(());
         };
         let authorities = certificates(&self.certificate_pem)?;
-        if Revocations::recall(list.as_bytes(), &authorities)?.is_revoked(leaf) {
-            return Err(was_revoked(&view::view(leaf)?.serial));
+        if Revocations::from_kept(list.as_bytes(), &authorities)?.is_revoked(leaf) {
+            return Err(was_revoked(&view::of_der(leaf)?.serial));
         }
         Ok(())
     }
@@ -101,7 +101,7 @@ pub struct Renewed {
 
 /// A list of revoked certificates at the authority.
 #[derive(Debug, Clone)]
-pub struct Signed {
+pub struct SignedList {
     /// Whether it was signed by this call. `false` if the last list already had everything.
     pub is_new: bool,
     /// The list's file.
@@ -136,7 +136,7 @@ impl Authority {
         host: &Path,
         key: KeyChoice,
         validity: Validity,
-        overlap: Option<&Overlap>,
+        overlap: Option<&OtherAuthority>,
     ) -> Result<Renewed, Fault> {
         let certificate = host.join(LEAF_CERTIFICATE);
         // Checked before `open_or_create`, which would create the folder of a mistyped name.
@@ -151,7 +151,7 @@ impl Authority {
         self.check(&identity, validity)?;
         // Held until the end: a certificate that is revoked in the meantime must not be renewed.
         let mut register = self.register()?;
-        check_not_revoked(&register, &view::view(&leaf)?.serial)?;
+        check_not_revoked(&register, &view::of_der(&leaf)?.serial)?;
         if let Some(overlap) = overlap {
             overlap.check_not_revoked(&leaf)?;
         }
@@ -196,7 +196,7 @@ impl Authority {
         &self,
         folder: &KeyFolder,
         register: &mut Register,
-        overlap: Option<&Overlap>,
+        overlap: Option<&OtherAuthority>,
     ) -> Result<Option<String>, Fault> {
         let now = SystemTime::now();
         let theirs = overlap.and_then(|overlap| overlap.list_pem.clone());
@@ -221,7 +221,7 @@ impl Authority {
             return Ok(None);
         };
         let authorities = certificates(&self.certificate_pem)?;
-        let lists = Revocations::recall(pem.as_bytes(), &authorities).ok();
+        let lists = Revocations::from_kept(pem.as_bytes(), &authorities).ok();
         let freshness = lists.and_then(|lists| lists.freshness(now));
         if freshness == Some(Freshness::Fresh) {
             return Ok(Some(pem));
@@ -268,7 +268,7 @@ impl Authority {
         reason: Reason,
         lasting: Duration,
         now: SystemTime,
-    ) -> Result<Signed, Fault> {
+    ) -> Result<SignedList, Fault> {
         check_lasting(lasting)?;
         // Held until the end: two lists with the same number must never be handed out.
         let mut register = self.register()?;
@@ -304,7 +304,7 @@ impl Authority {
     ///
     /// `E_USAGE` if the list would last too long, `E_STATE` if hosts would not read it, `E_IO` if the
     /// register or the list cannot be written.
-    pub fn sign_next_list(&self, lasting: Duration, now: SystemTime) -> Result<Signed, Fault> {
+    pub fn sign_next_list(&self, lasting: Duration, now: SystemTime) -> Result<SignedList, Fault> {
         check_lasting(lasting)?;
         let mut register = self.register()?;
         let (signed, _) = self.sign_list(&mut register, lasting, now)?;
@@ -318,7 +318,7 @@ impl Authority {
         register: &mut Register,
         lasting: Duration,
         now: SystemTime,
-    ) -> Result<(Signed, String), Fault> {
+    ) -> Result<(SignedList, String), Fault> {
         let number = register.list_number() + 1;
         let next_update = now + lasting;
         let issued = register.issued(now);
@@ -350,7 +350,7 @@ impl Authority {
             at_unix_seconds: unix_seconds_of(now),
             next_update_unix_seconds: unix_seconds_of(next_update),
         })?;
-        let signed = Signed {
+        let signed = SignedList {
             is_new: true,
             file: self
                 .folder()?
@@ -367,16 +367,20 @@ impl Authority {
     fn public_list(&self, register: &Register) -> Option<ListView> {
         let authorities = certificates(&self.certificate_pem).ok()?;
         let pem = self.list_pem().ok()??;
-        let lists = Revocations::recall(pem.as_bytes(), &authorities).ok()?;
+        let lists = Revocations::from_kept(pem.as_bytes(), &authorities).ok()?;
         let view = lists.views().next()?.clone();
         let is_whole = register.is_listed() && view.number == register.list_number();
         is_whole.then_some(view)
     }
 
     /// The last list, which already has all of these.
-    fn signed_before(&self, last: &ListView, revoked: Vec<IssuedView>) -> Result<Signed, Fault> {
+    fn signed_before(
+        &self,
+        last: &ListView,
+        revoked: Vec<IssuedView>,
+    ) -> Result<SignedList, Fault> {
         let next_update = Duration::from_secs(last.next_update_unix_seconds);
-        Ok(Signed {
+        Ok(SignedList {
             is_new: false,
             file: self.folder()?.path().join(REVOCATION_LIST),
             number: last.number,
@@ -387,7 +391,7 @@ impl Authority {
     }
 
     /// The authorities that a host is to trust, as PEM.
-    fn trusted_pem(&self, overlap: Option<&Overlap>) -> Result<String, Fault> {
+    fn trusted_pem(&self, overlap: Option<&OtherAuthority>) -> Result<String, Fault> {
         let Some(overlap) = overlap else {
             return Ok(self.certificate_pem.clone());
         };

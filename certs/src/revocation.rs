@@ -185,7 +185,7 @@ impl Revocations {
     /// # Errors
     ///
     /// `E_CERTIFICATE` if the text does not parse.
-    pub fn recall(text: &[u8], authorities: &[CertificateDer<'static>]) -> Result<Self, Fault> {
+    pub fn from_kept(text: &[u8], authorities: &[CertificateDer<'static>]) -> Result<Self, Fault> {
         let wrong = |why| Fault::new(Code::Certificate, format!("the lists of before: {why}"));
         let mut made = Self {
             text: text.into(),
@@ -200,7 +200,7 @@ impl Revocations {
         Ok(made)
     }
 
-    /// The text of the file they were read from, for [`Revocations::recall`] after a restart.
+    /// The text of the file they were read from, for [`Revocations::from_kept`] after a restart.
     #[must_use]
     pub fn text(&self) -> &[u8] {
         &self.text
@@ -306,7 +306,7 @@ impl Revocations {
 
     /// The list that ends first; `None` if there is no list.
     #[must_use]
-    pub fn first_to_end(&self) -> Option<&ListView> {
+    pub fn first_to_expire(&self) -> Option<&ListView> {
         self.views()
             .min_by_key(|view| view.next_update_unix_seconds)
     }
@@ -314,7 +314,7 @@ impl Revocations {
     /// When the first list ends, in seconds since 1970; `None` if there is no list.
     #[must_use]
     pub fn next_update_unix_seconds(&self) -> Option<u64> {
-        self.first_to_end()
+        self.first_to_expire()
             .map(|view| view.next_update_unix_seconds)
     }
 

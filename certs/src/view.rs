@@ -49,7 +49,7 @@ pub fn show(path: &Path) -> Result<CertificateView, Fault> {
         let detail = format!("{} holds no certificate: {error}", path.display());
         Fault::new(Code::Certificate, detail)
     })?;
-    view(&der)
+    of_der(&der)
 }
 
 /// Reads every certificate of a PEM file, in order: a host's own comes before its intermediates.
@@ -58,7 +58,7 @@ pub fn show(path: &Path) -> Result<CertificateView, Fault> {
 ///
 /// `E_CERTIFICATE` if there is none, if there are more than a host's file may hold, or if one does not parse.
 pub fn show_chain(path: &Path) -> Result<Vec<CertificateView>, Fault> {
-    identity::read_chain(path)?.iter().map(view).collect()
+    identity::read_chain(path)?.iter().map(of_der).collect()
 }
 
 /// Reads a certificate.
@@ -66,7 +66,7 @@ pub fn show_chain(path: &Path) -> Result<Vec<CertificateView>, Fault> {
 /// # Errors
 ///
 /// `E_CERTIFICATE` if it does not parse.
-pub fn view(der: &CertificateDer<'_>) -> Result<CertificateView, Fault> {
+pub fn of_der(der: &CertificateDer<'_>) -> Result<CertificateView, Fault> {
     let certificate = parse(der)?;
     let uri = only_uri(&certificate);
     let identity = uri.and_then(|uri| HostIdentity::from_uri(uri).ok());
@@ -118,7 +118,7 @@ pub(crate) fn is_key_of(der: &CertificateDer<'_>, key: &KeyPair) -> Result<bool,
 pub(crate) fn uri_in(pem: &str) -> Result<Option<String>, Fault> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes())
         .map_err(|error| Fault::new(Code::Certificate, format!("no certificate: {error}")))?;
-    Ok(view(&der)?.uri)
+    Ok(of_der(&der)?.uri)
 }
 
 /// The public key of a certificate and its algorithm, in DER.

@@ -18,7 +18,9 @@ use tempfile::TempDir;
 use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
 use towpath_certs::check::{self, CheckView, Outcome};
 use towpath_certs::register::{IssuedState, REGISTER, Reason};
-use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, RevocationTarget, Signed};
+use towpath_certs::renewal::{
+    KeyChoice, LIST_VALIDITY, OtherAuthority, RevocationTarget, SignedList,
+};
 use towpath_certs::{
     Authorities, Authority, Freshness, Identity, IdentityPaths, Revocations, Validity, show,
 };
@@ -74,12 +76,12 @@ impl World {
             .unwrap()
     }
 
-    fn sign_next_list(&self) -> Result<Signed, Fault> {
+    fn sign_next_list(&self) -> Result<SignedList, Fault> {
         let now = SystemTime::now();
         self.authority.sign_next_list(LIST_VALIDITY, now)
     }
 
-    fn revoke(&self, target: &RevocationTarget) -> Result<Signed, Fault> {
+    fn revoke(&self, target: &RevocationTarget) -> Result<SignedList, Fault> {
         let now = SystemTime::now();
         self.authority
             .revoke(target, Reason::KeyCompromise, LIST_VALIDITY, now)
@@ -382,17 +384,17 @@ fn a_host_moves_to_the_next_authority_through_an_overlap_of_both() {
     let domain = "shop.example".parse().unwrap();
     let next = Authority::init(&world.path("next"), &domain).unwrap();
     let (before, after) = ["ca", "next"]
-        .map(|name| Overlap::open(&world.path(name)).unwrap())
+        .map(|name| OtherAuthority::open(&world.path(name)).unwrap())
         .into();
     let files = world.issue("edge", "edge");
     world.sign_next_list().unwrap();
     next.sign_next_list(DAY, SystemTime::now()).unwrap();
-    let after_lists = Overlap::open(&world.path("next")).unwrap();
+    let after_lists = OtherAuthority::open(&world.path("next")).unwrap();
 
     // Four steps: the old authority alone, the old with the next, the next with the old, the next
     // alone.
     assert_eq!(load(&files).unwrap().authorities().count(), 1);
-    let renew = |authority: &Authority, overlap: Option<&Overlap>| {
+    let renew = |authority: &Authority, overlap: Option<&OtherAuthority>| {
         let folder = world.path("edge");
         let renewed = authority.renew(&folder, KeyChoice::Same, now(), overlap);
         renewed.map(|renewed| renewed.files)
@@ -415,7 +417,7 @@ fn a_host_moves_to_the_next_authority_through_an_overlap_of_both() {
 
     let other = Authority::init(&world.path("other"), &"other.example".parse().unwrap()).unwrap();
     drop(other);
-    let foreign = Overlap::open(&world.path("other")).unwrap();
+    let foreign = OtherAuthority::open(&world.path("other")).unwrap();
     assert_eq!(renew(&next, Some(&foreign)).unwrap_err().code, Code::Usage);
 }
 
@@ -531,7 +533,7 @@ fn a_certificate_that_the_authority_before_revoked_is_not_named_by_the_next() {
     let next = Authority::init(&world.path("next"), &domain).unwrap();
     world.issue("edge", "edge");
     world.revoke(&RevocationTarget::Host(host("edge"))).unwrap();
-    let before = Overlap::open(&world.path("ca")).unwrap();
+    let before = OtherAuthority::open(&world.path("ca")).unwrap();
     let folder = world.path("edge");
     let fault = next
         .renew(&folder, KeyChoice::Same, now(), Some(&before))
@@ -548,9 +550,10 @@ fn a_host_that_is_led_to_an_authority_without_a_list_gets_one() {
     let next = Authority::init(&world.path("next"), &domain).unwrap();
     world.sign_next_list().unwrap();
     world.issue("edge", "edge");
-    let [before, after] = ["ca", "next"].map(|name| Overlap::open(&world.path(name)).unwrap());
+    let [before, after] =
+        ["ca", "next"].map(|name| OtherAuthority::open(&world.path(name)).unwrap());
     let folder = world.path("edge");
-    let renew = |authority: &Authority, overlap: Option<&Overlap>| {
+    let renew = |authority: &Authority, overlap: Option<&OtherAuthority>| {
         let read = || {
             ["ca.pem", "crl.pem", "key.pem", "cert.pem"]
                 .map(|name| (name, fs::read(folder.join(name)).ok()))
@@ -569,7 +572,7 @@ fn a_host_that_is_led_to_an_authority_without_a_list_gets_one() {
         assert_eq!(renewed.changed, differ, "what has to be carried");
         renewed.files
     };
-    let one = Overlap::open(&world.path("ca")).unwrap();
+    let one = OtherAuthority::open(&world.path("ca")).unwrap();
     let fault = world
         .authority
         .renew(&folder, KeyChoice::Same, now(), Some(&one))

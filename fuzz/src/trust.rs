@@ -36,7 +36,7 @@ pub fn certificates(bytes: &[u8]) -> bool {
     if *how != AS_IT_IS {
         let der = CertificateDer::from(bytes);
         let named = view::identity_of(&der);
-        let seen = view::view(&der);
+        let seen = view::of_der(&der);
         assert!(named.is_err() || seen.is_ok(), "named and not seen");
         return seen.is_ok();
     }
@@ -73,7 +73,7 @@ pub fn revocations(bytes: &[u8]) -> bool {
             "used and not shown: {shown:?}"
         );
         assert!(!lists.is_revoked(&host[0]), "its number is not in the list");
-        let again = Revocations::recall(lists.text(), &host[1..]).expect("what was read once");
+        let again = Revocations::from_kept(lists.text(), &host[1..]).expect("what was read once");
         assert!(again.is_same(&lists));
         Revocations::from_pem(&pem, &trusted, &lists).expect("no list is older than itself");
     }

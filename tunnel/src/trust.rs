@@ -283,7 +283,7 @@ impl Trust {
         if lists.freshness(SystemTime::now()) != Some(Freshness::Stale) {
             return Ok(());
         }
-        let detail = lists.first_to_end().map_or_else(String::new, |view| {
+        let detail = lists.first_to_expire().map_or_else(String::new, |view| {
             let (number, issuer, until) = (view.number, &view.issuer, &view.next_update);
             format!("list {number} of {issuer} ended {until}")
         });
@@ -642,7 +642,9 @@ fn remind(core: &Core, reminded: &mut Option<(Freshness, Instant)>) {
         |(how, at): (Freshness, Instant)| how != freshness || at.elapsed() >= REMINDER_INTERVAL;
     if reminded.is_none_or(is_due) {
         *reminded = Some((freshness, Instant::now()));
-        let due = lists.first_to_end().map(|view| view.next_update.as_str());
+        let due = lists
+            .first_to_expire()
+            .map(|view| view.next_update.as_str());
         tracing::warn!(
             state = freshness.as_str(),
             due,
@@ -660,7 +662,7 @@ fn is_revoked(lists: &Revocations, connection: &Connection) -> bool {
 /// End of the validity of the certificate that a link's peer has shown, in seconds since 1970.
 pub(crate) fn peer_not_after(link: &Link) -> Option<u64> {
     let chain = chain_of(link.connection(Leg::Urgent))?;
-    let view = view::view(chain.first()?).ok()?;
+    let view = view::of_der(chain.first()?).ok()?;
     Some(view.not_after_unix_seconds)
 }
 

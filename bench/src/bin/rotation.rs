@@ -29,7 +29,7 @@ use towpath_bench::program::finish;
 use towpath_bench::sites::Failure;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::register::Reason;
-use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, RevocationTarget};
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, OtherAuthority, RevocationTarget};
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;
@@ -224,7 +224,7 @@ async fn renew(
     loaded: &Loaded,
     authority: &Authority,
     key: KeyChoice,
-    overlap: Option<&Overlap>,
+    overlap: Option<&OtherAuthority>,
 ) -> Result<(), Failure> {
     for (folder, tunnel) in sites(loaded) {
         let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
@@ -245,7 +245,10 @@ impl Signer {
         let folder = loaded.folder.path().join(format!("ca-{}", self.count + 1));
         let next = Authority::init(&folder, &DOMAIN.parse()?)?;
         sign(&next, None)?;
-        let (old_half, new_half) = (Overlap::open(&self.folder)?, Overlap::open(&folder)?);
+        let (old_half, new_half) = (
+            OtherAuthority::open(&self.folder)?,
+            OtherAuthority::open(&folder)?,
+        );
         renew(loaded, &self.authority, KeyChoice::Same, Some(&new_half)).await?;
         renew(loaded, &next, KeyChoice::Same, Some(&old_half)).await?;
         renew(loaded, &next, KeyChoice::Same, None).await?;

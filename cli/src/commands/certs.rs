@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use towpath_certs::authority::IdentityFiles;
-use towpath_certs::renewal::Overlap;
+use towpath_certs::renewal::OtherAuthority;
 use towpath_certs::revocation::{self, WholeListView};
 use towpath_certs::{Authority, CertificateView, Validity, show as read_certificate, show_chain};
 use towpath_protocol::fault::Code;
@@ -261,8 +261,8 @@ fn days_from_now(days: u32) -> Validity {
 }
 
 /// Opens the authority that hosts trust as well while one authority replaces the other.
-fn overlap_of(folder: Option<&Path>) -> Result<Option<Overlap>, Failure> {
-    let opened = folder.map(Overlap::open).transpose()?;
+fn overlap_of(folder: Option<&Path>) -> Result<Option<OtherAuthority>, Failure> {
+    let opened = folder.map(OtherAuthority::open).transpose()?;
     Ok(opened)
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use towpath_certs::files::FILE_BYTES_MAX;
-use towpath_certs::identity::Texts;
+use towpath_certs::identity::IdentityPem;
 use towpath_certs::revocation::LIST_BYTES_MAX;
 use towpath_certs::{Identity, Revocations};
 use towpath_daemon::shutdown::Shutdown;
@@ -106,7 +106,7 @@ impl Remembered {
             Ok((texts, known))
         };
         let (texts, known) = self.recall(IDENTITY_FILE, IDENTITY_BYTES_MAX, parse)?;
-        let whole = files.with_key(|key| Identity::load_beside(&texts, key));
+        let whole = files.with_key(|key| Identity::load_with_kept_certificate(&texts, key));
         Some(whole.unwrap_or(known)).filter(is_ours)
     }
 
@@ -117,7 +117,7 @@ impl Remembered {
 
     /// Records a good certificate.
     pub(super) fn note_identity(&self, identity: &Identity) {
-        let Texts {
+        let IdentityPem {
             certificate,
             authorities,
         } = identity.texts().clone();
@@ -205,14 +205,14 @@ impl Remembered {
 }
 
 /// Parses the content of the certificate file.
-fn parse(text: &[u8]) -> Result<Texts, Fault> {
+fn parse(text: &[u8]) -> Result<IdentityPem, Fault> {
     let wrong = |why: String| Fault::new(Code::Meta, format!("the certificate that is kept {why}"));
     let kept: Kept =
         serde_json::from_slice(text).map_err(|error| wrong(format!("does not parse: {error}")))?;
     if kept.schema != SCHEMA {
         return Err(wrong(format!("is none but `{}`", kept.schema)));
     }
-    Ok(Texts {
+    Ok(IdentityPem {
         certificate: kept.certificate,
         authorities: kept.authorities,
     })

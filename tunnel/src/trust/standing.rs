@@ -79,7 +79,7 @@ enum Standing {
 impl Papers {
     /// The papers of a link that we dial with this chain.
     pub(crate) fn shown(chain: Chain) -> Self {
-        let until = chain.first().and_then(|leaf| view::view(leaf).ok());
+        let until = chain.first().and_then(|leaf| view::of_der(leaf).ok());
         Self {
             ours: Some(chain),
             ours_until: until.map(|view| view.not_after_unix_seconds),

@@ -234,7 +234,7 @@ pub async fn shake(
 pub fn shown(connection: &Connection) -> String {
     let chain = connection.peer_identity().unwrap();
     let chain = chain.downcast::<Vec<CertificateDer<'static>>>().unwrap();
-    view::view(&chain[0]).unwrap().serial
+    view::of_der(&chain[0]).unwrap().serial
 }
 
 /// Checks that the region refuses this client for this reason.

@@ -12,7 +12,7 @@ use crate::harness::{Pair, SOON, Stopwatch, World, echo, metric, name, soon, sta
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType};
 use towpath_bench::relay::Direction;
 use towpath_certs::authority::LEAF_VALIDITY;
-use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, RevocationTarget};
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, OtherAuthority, RevocationTarget};
 use towpath_certs::{Authority, Validity};
 use towpath_daemon::stream;
 use towpath_protocol::channel::Class;
@@ -73,7 +73,7 @@ async fn the_authority_is_exchanged_under_load_through_an_overlap_of_two() {
     let next = Authority::init(&pair.world.path("next"), &name("shop.example")).unwrap();
     sign(&next, None, LIST_VALIDITY);
     let [old_half, new_half] =
-        ["ca", "next"].map(|folder| Overlap::open(&pair.world.path(folder)).unwrap());
+        ["ca", "next"].map(|folder| OtherAuthority::open(&pair.world.path(folder)).unwrap());
     let old = &pair.world.authority;
     let sites = [
         ("edge", &pair.edge, &pair.edge_config),

@@ -13,7 +13,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, RecvStream, SendStream};
 use towpath_certs::Authority;
 use towpath_certs::authority::LEAF_VALIDITY;
-use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, RevocationTarget};
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, OtherAuthority, RevocationTarget};
 use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Preamble, RunId};
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;
@@ -97,11 +97,11 @@ async fn leave_alone(pair: &mut Pair) {
 }
 
 /// The next authority with its own list, and the public halves of both authorities for an overlap.
-fn next_authority(pair: &Pair) -> (Authority, Overlap, Overlap) {
+fn next_authority(pair: &Pair) -> (Authority, OtherAuthority, OtherAuthority) {
     let next = Authority::init(&pair.world.path("next"), &name("shop.example")).unwrap();
     sign(&next, None, LIST_VALIDITY);
     let [old_half, new_half] =
-        ["ca", "next"].map(|folder| Overlap::open(&pair.world.path(folder)).unwrap());
+        ["ca", "next"].map(|folder| OtherAuthority::open(&pair.world.path(folder)).unwrap());
     (next, old_half, new_half)
 }
 
