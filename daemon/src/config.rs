@@ -29,7 +29,7 @@ const FOREIGN_WRITE: u32 = 0o022;
 
 /// A value that parses but makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wrong {
+pub struct InvalidValue {
     /// The key with its tables, as in `limits.guests`.
     pub key: String,
     /// What is wrong with it, and what to write instead.
@@ -38,7 +38,7 @@ pub struct Wrong {
     entry: Option<usize>,
 }
 
-impl Wrong {
+impl InvalidValue {
     /// A complaint about one key.
     pub fn new(key: impl Into<String>, why: impl Into<String>) -> Self {
         Self {
@@ -64,7 +64,7 @@ pub trait Check {
     /// # Errors
     ///
     /// The first key whose value makes no sense.
-    fn check(&self) -> Result<(), Wrong>;
+    fn check(&self) -> Result<(), InvalidValue>;
 }
 
 /// Reads and parses a configuration file.
@@ -101,7 +101,7 @@ pub fn check<T: DeserializeOwned + Check>(path: &Path, text: &str) -> Result<T, 
 /// Formats a complaint about a key of the file called `path`, with the position of the key in
 /// front.
 #[must_use]
-pub fn place(path: &Path, text: &str, wrong: &Wrong) -> String {
+pub fn place(path: &Path, text: &str, wrong: &InvalidValue) -> String {
     let at = offset_of(text, wrong).map_or_else(String::new, |at| position(text, at));
     format!("{}{at}: {}: {}", path.display(), wrong.key, wrong.why)
 }
@@ -213,7 +213,7 @@ fn position(text: &str, offset: usize) -> String {
 }
 
 /// The byte offset of a dotted key, or of its innermost table that exists.
-fn offset_of(text: &str, wrong: &Wrong) -> Option<usize> {
+fn offset_of(text: &str, wrong: &InvalidValue) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut table = document.get_ref();
     let mut offset = None;
@@ -288,10 +288,10 @@ mod tests {
     }
 
     impl Check for Sample {
-        fn check(&self) -> Result<(), Wrong> {
+        fn check(&self) -> Result<(), InvalidValue> {
             match &self.limits {
                 Some(limits) if limits.guests == 0 => {
-                    Err(Wrong::new("limits.guests", "must be at least 1"))
+                    Err(InvalidValue::new("limits.guests", "must be at least 1"))
                 }
                 _ => self.check_peers(),
             }
@@ -299,12 +299,12 @@ mod tests {
     }
 
     impl Sample {
-        fn check_peers(&self) -> Result<(), Wrong> {
+        fn check_peers(&self) -> Result<(), InvalidValue> {
             let mut peers = self.peers.iter().enumerate();
             let wrong = peers.find(|(_, peer)| peer.site.is_empty() || peer.rate == Some(0));
             wrong.map_or(Ok(()), |(entry, peer)| {
                 let key = if peer.site.is_empty() { "site" } else { "rate" };
-                Err(Wrong::new(format!("peers.{key}"), "cannot be").in_entry(entry))
+                Err(InvalidValue::new(format!("peers.{key}"), "cannot be").in_entry(entry))
             })
         }
     }

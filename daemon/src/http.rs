@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::activation;
-use crate::lines::Lines;
+use crate::lines::RateLimit;
 use crate::problem::Problem;
 use crate::shutdown::Shutdown;
 use crate::socket::Socket;
@@ -99,7 +99,7 @@ pub async fn serve_unix(
     let changes = Arc::new(limited(CHANGES_PER_SECOND, CHANGES_BURST));
     let changes = middleware::from_fn_with_state(changes, guard_changes);
     let mut clients = Clients::new(with_problems(router).layer(changes), shutdown.clone());
-    let failures = Lines::default();
+    let failures = RateLimit::default();
     loop {
         let accepted = tokio::select! {
             () = shutdown.requested() => break,
@@ -143,12 +143,12 @@ pub async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, Fault> {
 pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown: Shutdown) {
     let guard = Arc::new(Guard {
         rate: limited(REQUESTS_PER_SECOND, REQUESTS_BURST),
-        foreign: Lines::default(),
+        foreign: RateLimit::default(),
     });
     let guard = middleware::from_fn_with_state(guard, guard_loopback);
     let router = with_problems(router).layer(guard);
     let mut clients = Clients::new(router, shutdown.clone());
-    let failures = Lines::default();
+    let failures = RateLimit::default();
     loop {
         let accepted = tokio::select! {
             () = shutdown.requested() => break,
@@ -354,8 +354,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Asked<S> {
 }
 
 /// Waits a moment after a failed accept. A shortage of descriptors may last long.
-async fn pause_after(error: &io::Error, failures: &Lines) {
-    if let Some(untold) = failures.next() {
+async fn pause_after(error: &io::Error, failures: &RateLimit) {
+    if let Some(untold) = failures.admit() {
         tracing::warn!(%error, untold, "cannot accept a connection");
     }
     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -408,7 +408,7 @@ async fn guard_changes(
 struct Guard {
     rate: DefaultDirectRateLimiter,
     /// Rate limit on log lines about requests under a foreign name.
-    foreign: Lines,
+    foreign: RateLimit,
 }
 
 async fn guard_loopback(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
@@ -426,7 +426,7 @@ async fn guard_loopback(State(guard): State<Arc<Guard>>, request: Request, next:
     let is_ours = host.is_some_and(|host| host.to_str().is_ok_and(is_loopback_name));
     if !is_ours {
         let host = host.map(shown);
-        if let Some(untold) = guard.foreign.next() {
+        if let Some(untold) = guard.foreign.admit() {
             let host = host.as_deref();
             tracing::warn!(target: "audit", host, untold, "request under a foreign name refused");
         }

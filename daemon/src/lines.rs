@@ -14,12 +14,12 @@ const LINES_BURST: NonZeroU32 = NonZeroU32::new(32).expect("not zero");
 
 /// Decides which events of one kind are logged.
 #[derive(Debug)]
-pub struct Lines {
+pub struct RateLimit {
     budget: DefaultDirectRateLimiter,
     untold: AtomicU64,
 }
 
-impl Default for Lines {
+impl Default for RateLimit {
     fn default() -> Self {
         let quota = Quota::per_second(LINES_PER_SECOND).allow_burst(LINES_BURST);
         Self {
@@ -29,10 +29,10 @@ impl Default for Lines {
     }
 }
 
-impl Lines {
+impl RateLimit {
     /// `None` if this event is not to be logged; else the number of events left out since the last
     /// logged one.
-    pub fn next(&self) -> Option<u64> {
+    pub fn admit(&self) -> Option<u64> {
         if self.budget.check().is_err() {
             self.untold.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -47,10 +47,10 @@ mod tests {
 
     #[test]
     fn t02_a_few_have_a_line_each_and_the_next_line_says_how_many_had_none() {
-        let (lines, began) = (Lines::default(), std::time::Instant::now());
+        let (lines, began) = (RateLimit::default(), std::time::Instant::now());
         let (mut told, mut untold) = (0, 0);
         // However slow the machine is, the limit is reached in the end.
-        while lines.next().is_some() {
+        while lines.admit().is_some() {
             told += 1;
             assert!(told < 1_000_000, "each has its line");
         }
@@ -59,7 +59,7 @@ mod tests {
         assert!(f64::from(told) <= most, "{told} of {most}");
         let said = loop {
             untold += 1;
-            if let Some(said) = lines.next() {
+            if let Some(said) = lines.admit() {
                 break said;
             }
             std::thread::yield_now();

@@ -59,9 +59,9 @@ impl Part {
 
 /// Watches over the parts until it is dropped.
 #[derive(Debug)]
-pub struct Watching(Option<Sender<Heard>>);
+pub struct WatchdogGuard(Option<Sender<Heard>>);
 
-impl Drop for Watching {
+impl Drop for WatchdogGuard {
     fn drop(&mut self) {
         if let Some(word) = self.0.take() {
             // If the thread has ended there is nothing to stop.
@@ -75,10 +75,10 @@ impl Drop for Watching {
 /// # Errors
 ///
 /// `E_IO` if the thread cannot be started.
-pub fn watch(parts: Vec<Part>) -> Result<Watching, Fault> {
+pub fn watch(parts: Vec<Part>) -> Result<WatchdogGuard, Fault> {
     match Manager::from_env() {
-        Some(manager) => watch_for(manager, parts),
-        None => Ok(Watching(None)),
+        Some(manager) => watch_on_behalf_of(manager, parts),
+        None => Ok(WatchdogGuard(None)),
     }
 }
 
@@ -87,14 +87,14 @@ pub fn watch(parts: Vec<Part>) -> Result<Watching, Fault> {
 /// # Errors
 ///
 /// `E_IO` if the thread cannot be started.
-pub fn watch_for(manager: Manager, parts: Vec<Part>) -> Result<Watching, Fault> {
+pub fn watch_on_behalf_of(manager: Manager, parts: Vec<Part>) -> Result<WatchdogGuard, Fault> {
     let (word, heard) = channel();
     let answers = word.clone();
     std::thread::Builder::new()
         .name("watchdog".to_owned())
         .spawn(move || Watcher::new(manager, parts, answers).work(&heard))
         .map_err(|error| Fault::new(Code::Io, format!("a thread for the watchdog: {error}")))?;
-    Ok(Watching(Some(word)))
+    Ok(WatchdogGuard(Some(word)))
 }
 
 #[derive(Debug)]
@@ -244,7 +244,7 @@ mod tests {
         let fake = FakeManager::new();
         let (one, other) = (one_thread(), one_thread());
         let parts = [&one, &other].map(|runtime| Part::new("r", runtime.handle().clone(), || None));
-        let watching = watch_for(fake.manager(Some(WAIT)), parts.to_vec()).unwrap();
+        let watching = watch_on_behalf_of(fake.manager(Some(WAIT)), parts.to_vec()).unwrap();
         for _ in 0..6 {
             fake.hear_until("WATCHDOG=1\n");
         }
@@ -271,7 +271,7 @@ mod tests {
                 None
             })
         };
-        let _watching = watch_for(fake.manager(Some(WAIT)), vec![part]).unwrap();
+        let _watching = watch_on_behalf_of(fake.manager(Some(WAIT)), vec![part]).unwrap();
         fake.hear_until("WATCHDOG=1\n");
         let held = lock.lock().unwrap();
         assert!(fake.is_silent(), "fed although a lock is held");
@@ -290,7 +290,7 @@ mod tests {
                 Some(line.lock().unwrap().clone())
             })
         };
-        let _watching = watch_for(fake.manager(Some(WAIT)), vec![part]).unwrap();
+        let _watching = watch_on_behalf_of(fake.manager(Some(WAIT)), vec![part]).unwrap();
         assert_eq!(fake.hear().unwrap(), "STATUS=no link\n");
         fake.hear_until("WATCHDOG=1\n");
         *line.lock().unwrap() = "1 link".to_owned();

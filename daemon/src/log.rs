@@ -15,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::Wrong;
+use crate::config::InvalidValue;
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -59,8 +59,8 @@ impl Options {
     /// # Errors
     ///
     /// `log.filter`, with the reason.
-    pub fn check(&self) -> Result<(), Wrong> {
-        let wrong = |why| Wrong::new("log.filter", format!("{:?}: {why}", self.filter));
+    pub fn check(&self) -> Result<(), InvalidValue> {
+        let wrong = |why| InvalidValue::new("log.filter", format!("{:?}: {why}", self.filter));
         self.targets().map(drop).map_err(wrong)
     }
 

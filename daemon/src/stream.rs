@@ -93,7 +93,7 @@ const REMEDY_MARK: char = '\n';
 /// A refusal as the tunnel sends it to programs of its own host: the remedy follows the text, if
 /// all of it fits. The mark is removed from the text itself, so a peer cannot forge a remedy.
 #[must_use]
-pub fn told_here(fault: &Fault) -> Fault {
+pub fn with_remedy_inline(fault: &Fault) -> Fault {
     let mut detail = fault.detail.replace(REMEDY_MARK, " ");
     if let Some(remedy) = &fault.remedy
         && detail.len() + 1 + remedy.len() <= DETAIL_BYTES_MAX
@@ -104,7 +104,7 @@ pub fn told_here(fault: &Fault) -> Fault {
     Fault::new(fault.code, detail)
 }
 
-/// Splits the remedy off a refusal made by [`told_here`].
+/// Splits the remedy off a refusal made by [`with_remedy_inline`].
 fn with_own_remedy(fault: Fault) -> Fault {
     match fault.detail.split_once(REMEDY_MARK) {
         Some((detail, remedy)) => Fault::new(fault.code, detail).remedy(remedy),
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn what_mends_it_comes_with_the_own_tunnels_refusal() {
         let heard = |test: &str, fault: &Fault| {
-            let answer = Preamble::Refused(told_here(fault)).encode();
+            let answer = Preamble::Refused(with_remedy_inline(fault)).encode();
             answer_with(test, answer, PREAMBLE_WAIT).unwrap_err()
         };
         let fault = Fault::new(Code::Unreachable, "no link to region");

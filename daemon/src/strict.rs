@@ -26,9 +26,9 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A JSON body that parsed into `T`.
 #[derive(Debug, Clone, Copy)]
-pub struct Strict<T>(pub T);
+pub struct StrictJson<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Strict<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for StrictJson<T> {
     type Rejection = Rejection;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, Rejection> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use towpath_daemon::config::{self, Check, Wrong, absolute, loopback, within};
+use towpath_daemon::config::{self, Check, InvalidValue, absolute, loopback, within};
 use towpath_daemon::log;
 use towpath_daemon::units::Span;
 use towpath_protocol::fault::{Code, Fault};
@@ -246,7 +246,7 @@ impl Config {
 }
 
 impl Check for Config {
-    fn check(&self) -> Result<(), Wrong> {
+    fn check(&self) -> Result<(), InvalidValue> {
         self.check_paths()?;
         self.check_sockets()?;
         if let Some(address) = self.listen {
@@ -254,7 +254,7 @@ impl Check for Config {
         }
         if self.guest_command.as_ref().is_some_and(Vec::is_empty) {
             let why = "must name a program, or be left out";
-            return Err(Wrong::new("guest_command", why));
+            return Err(InvalidValue::new("guest_command", why));
         }
         self.quota.check()?;
         self.limits.check()?;
@@ -265,7 +265,7 @@ impl Check for Config {
 }
 
 impl Config {
-    fn check_paths(&self) -> Result<(), Wrong> {
+    fn check_paths(&self) -> Result<(), InvalidValue> {
         let paths = [
             ("state_dir", Some(&self.state_dir)),
             ("run_dir", Some(&self.run_dir)),
@@ -280,30 +280,30 @@ impl Config {
     }
 
     /// Checks that no two sockets have the same path.
-    fn check_sockets(&self) -> Result<(), Wrong> {
+    fn check_sockets(&self) -> Result<(), InvalidValue> {
         let (own, tunnels, service) = (self.socket(), self.tunnel_socket(), self.service_socket());
         let others = [("tunnel_socket", &tunnels), ("service_socket", &service)];
         if let Some((key, _)) = others.into_iter().find(|(_, path)| **path == own) {
             let why = "is the operators' socket too; each needs its own";
-            return Err(Wrong::new(key, why));
+            return Err(InvalidValue::new(key, why));
         }
         if tunnels == service {
             let why = "is the socket for new streams too; each needs its own";
-            return Err(Wrong::new("service_socket", why));
+            return Err(InvalidValue::new("service_socket", why));
         }
         Ok(())
     }
 }
 
 impl Quota {
-    fn check(&self) -> Result<(), Wrong> {
+    fn check(&self) -> Result<(), InvalidValue> {
         within("quota.guests", self.guests, &(1..=GUESTS_MAX))?;
         within("quota.memory", self.memory, &(MEMORY_MIN..=MEMORY_MAX))
     }
 }
 
 impl Limits {
-    fn check(&self) -> Result<(), Wrong> {
+    fn check(&self) -> Result<(), InvalidValue> {
         within("limits.outgoing", self.outgoing, &(1..=MOVES_MAX))?;
         let incoming = self.incoming_per_peer;
         within("limits.incoming_per_peer", incoming, &(1..=MOVES_MAX))?;

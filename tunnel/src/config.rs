@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use towpath_certs::authority::IdentityFiles;
 use towpath_daemon::config::{
-    self, Check, MUST_BE_ABSOLUTE, Wrong, absolute, loopback, nearest, within,
+    self, Check, InvalidValue, MUST_BE_ABSOLUTE, absolute, loopback, nearest, within,
 };
 use towpath_daemon::units::Span;
 use towpath_forecast::timetable::Week;
@@ -219,7 +219,7 @@ impl Default for Limits {
 pub const UDP_PAYLOAD_BYTES: RangeInclusive<u16> = 1200..=8972;
 
 impl Check for Config {
-    fn check(&self) -> Result<(), Wrong> {
+    fn check(&self) -> Result<(), InvalidValue> {
         self.check_paths()?;
         self.check_peers()?;
         self.check_services()?;
@@ -285,7 +285,7 @@ impl Config {
         self
     }
 
-    fn check_paths(&self) -> Result<(), Wrong> {
+    fn check_paths(&self) -> Result<(), InvalidValue> {
         let certificates = &self.certificates;
         let paths = [
             ("socket", Some(&self.socket)),
@@ -302,14 +302,15 @@ impl Config {
         }
         if self.admin.socket == self.socket {
             let why = "is the programs' socket too; each needs its own";
-            return Err(Wrong::new("admin.socket", why));
+            return Err(InvalidValue::new("admin.socket", why));
         }
         Ok(())
     }
 
-    fn check_peers(&self) -> Result<(), Wrong> {
+    fn check_peers(&self) -> Result<(), InvalidValue> {
         if self.peers.len() > PEER_COUNT_MAX {
-            return Err(Wrong::new("peers", format!("at most {PEER_COUNT_MAX}")));
+            let why = format!("at most {PEER_COUNT_MAX}");
+            return Err(InvalidValue::new("peers", why));
         }
         let mut sites = BTreeSet::new();
         for (entry, peer) in self.peers.iter().enumerate() {
@@ -320,39 +321,38 @@ impl Config {
         Ok(())
     }
 
-    fn check_peer(&self, peer: &PeerConfig, is_twice: bool) -> Result<(), Wrong> {
+    fn check_peer(&self, peer: &PeerConfig, is_twice: bool) -> Result<(), InvalidValue> {
         if peer.site == self.site {
-            return Err(Wrong::new("peers.site", "is this site itself"));
+            return Err(InvalidValue::new("peers.site", "is this site itself"));
         }
         if is_twice {
             let why = format!("{} stands there twice", peer.site);
-            return Err(Wrong::new("peers.site", why));
+            return Err(InvalidValue::new("peers.site", why));
         }
         peer.shaping().check()?;
         peer.check_probe()?;
         match &peer.address {
             None if self.listen.is_none() => {
                 let why = format!("{} has none, and nothing is listened at either", peer.site);
-                Err(Wrong::new("peers.address", why))
+                Err(InvalidValue::new("peers.address", why))
             }
-            Some(address) if !is_host_and_port(address) => {
-                let why =
-                    format!("{address:?} is no host with a port; write it as in \"host:4790\"");
-                Err(Wrong::new("peers.address", why))
+            Some(text) if !is_host_and_port(text) => {
+                let why = format!("{text:?} is no host with a port; write it as in \"host:4790\"");
+                Err(InvalidValue::new("peers.address", why))
             }
             _ => Ok(()),
         }
     }
 
-    fn check_services(&self) -> Result<(), Wrong> {
+    fn check_services(&self) -> Result<(), InvalidValue> {
         if self.services.len() > SERVICE_COUNT_MAX {
             let why = format!("at most {SERVICE_COUNT_MAX}");
-            return Err(Wrong::new("services", why));
+            return Err(InvalidValue::new("services", why));
         }
         let mut names = BTreeSet::new();
         for (entry, service) in self.services.iter().enumerate() {
             let wrong = |key: &str, why: String| {
-                Err(Wrong::new(format!("services.{key}"), why).in_entry(entry))
+                Err(InvalidValue::new(format!("services.{key}"), why).in_entry(entry))
             };
             if !names.insert(&service.name) {
                 return wrong("name", format!("{} stands there twice", service.name));
@@ -382,15 +382,15 @@ impl Config {
         Ok(())
     }
 
-    fn check_channels(&self) -> Result<(), Wrong> {
+    fn check_channels(&self) -> Result<(), InvalidValue> {
         if self.channels.len() > CHANNEL_COUNT_MAX {
             let why = format!("at most {CHANNEL_COUNT_MAX}");
-            return Err(Wrong::new("channels", why));
+            return Err(InvalidValue::new("channels", why));
         }
         let (mut names, mut listeners) = (BTreeSet::new(), BTreeSet::new());
         for (entry, channel) in self.channels.iter().enumerate() {
             let wrong = |key: &str, why: String| {
-                Err(Wrong::new(format!("channels.{key}"), why).in_entry(entry))
+                Err(InvalidValue::new(format!("channels.{key}"), why).in_entry(entry))
             };
             if !names.insert(&channel.name) {
                 return wrong("name", format!("{} stands there twice", channel.name));
@@ -447,12 +447,13 @@ fn is_host_and_port(address: &str) -> bool {
 }
 
 impl PeerConfig {
-    fn check_probe(&self) -> Result<(), Wrong> {
+    fn check_probe(&self) -> Result<(), InvalidValue> {
         let Some(probe) = &self.probe else {
             return Ok(());
         };
         if probe.interval.duration() < PROBE_INTERVAL_MIN {
-            return Err(Wrong::new("peers.probe.interval", "must be at least 10s"));
+            let why = "must be at least 10s";
+            return Err(InvalidValue::new("peers.probe.interval", why));
         }
         let [least, most] = [BYTES_MIN, BYTES_MAX].map(Size::from_bytes);
         within("peers.probe.bytes", probe.bytes, &(least..=most))
@@ -526,7 +527,7 @@ impl From<IdentityFiles> for CertificatesConfig {
 }
 
 impl Limits {
-    fn check(&self) -> Result<(), Wrong> {
+    fn check(&self) -> Result<(), InvalidValue> {
         within("limits.local_streams", self.local_streams, &(1..=4096))?;
         within("limits.peer_streams", self.peer_streams, &(1..=1024))?;
         let payload = self.udp_payload_bytes;

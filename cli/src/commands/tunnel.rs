@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use tokio::runtime::{Builder, Runtime};
-use towpath_daemon::config::{self, Wrong};
+use towpath_daemon::config::{self, InvalidValue};
 use towpath_daemon::{log, shutdown};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
@@ -124,7 +124,7 @@ fn run_in<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
 pub(crate) fn check(file: &Path, text: &str) -> Result<Vec<PathBuf>, Fault> {
     let config = config::check::<Config>(file, text)?;
     identity::check(&config).map_err(|found| {
-        let wrong = Wrong::new(found.key, found.fault.detail);
+        let wrong = InvalidValue::new(found.key, found.fault.detail);
         Fault {
             detail: config::place(file, text, &wrong),
             ..found.fault

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::Wrong;
+use super::InvalidValue;
 
 /// The message for a path that is not absolute.
 pub const MUST_BE_ABSOLUTE: &str = "must be an absolute path, beginning with /";
@@ -15,11 +15,11 @@ pub const MUST_BE_ABSOLUTE: &str = "must be an absolute path, beginning with /";
 /// # Errors
 ///
 /// The key, if the path is relative.
-pub fn absolute(key: &str, path: &Path) -> Result<(), Wrong> {
+pub fn absolute(key: &str, path: &Path) -> Result<(), InvalidValue> {
     if path.is_absolute() {
         return Ok(());
     }
-    Err(Wrong::new(key, MUST_BE_ABSOLUTE))
+    Err(InvalidValue::new(key, MUST_BE_ABSOLUTE))
 }
 
 /// Checks that an address without authentication can only be reached from this host.
@@ -27,14 +27,14 @@ pub fn absolute(key: &str, path: &Path) -> Result<(), Wrong> {
 /// # Errors
 ///
 /// The key, if the address is not on loopback.
-pub fn loopback(key: &str, address: SocketAddr) -> Result<(), Wrong> {
+pub fn loopback(key: &str, address: SocketAddr) -> Result<(), InvalidValue> {
     if address.ip().is_loopback() {
         return Ok(());
     }
     let why = format!(
         "must be on loopback, such as \"127.0.0.1:9101\", not {address}: it has no authentication"
     );
-    Err(Wrong::new(key, why))
+    Err(InvalidValue::new(key, why))
 }
 
 /// Checks that a value is within a range. Value and bounds are shown in the key's own unit.
@@ -46,13 +46,13 @@ pub fn within<T: PartialOrd + Display + Copy>(
     key: &str,
     value: T,
     range: &RangeInclusive<T>,
-) -> Result<(), Wrong> {
+) -> Result<(), InvalidValue> {
     if range.contains(&value) {
         return Ok(());
     }
     let (low, high) = (range.start(), range.end());
     let why = format!("must be {low} to {high}, not {value}");
-    Err(Wrong::new(key, why))
+    Err(InvalidValue::new(key, why))
 }
 
 #[cfg(test)]
@@ -63,7 +63,7 @@ mod tests {
     fn what_is_refused_names_its_key_and_what_to_write_instead() {
         assert_eq!(absolute("socket", Path::new("/run/x.sock")), Ok(()));
         let refused = absolute("socket", Path::new("x.sock")).unwrap_err();
-        assert_eq!(refused, Wrong::new("socket", MUST_BE_ABSOLUTE));
+        assert_eq!(refused, InvalidValue::new("socket", MUST_BE_ABSOLUTE));
         for good in ["127.0.0.1:1", "[::1]:1"] {
             assert_eq!(loopback("listen", good.parse().unwrap()), Ok(()));
         }
@@ -74,6 +74,6 @@ mod tests {
         assert_eq!(within("n", 1, &(1..=3)), Ok(()));
         assert_eq!(within("n", 3, &(1..=3)), Ok(()));
         let refused = within("n", 4, &(1..=3)).unwrap_err();
-        assert_eq!(refused, Wrong::new("n", "must be 1 to 3, not 4"));
+        assert_eq!(refused, InvalidValue::new("n", "must be 1 to 3, not 4"));
     }
 }

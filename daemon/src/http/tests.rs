@@ -3,7 +3,7 @@
 use super::*;
 use crate::client::Client;
 use crate::shutdown;
-use crate::strict::{BODY_TIMEOUT, Strict};
+use crate::strict::{BODY_TIMEOUT, StrictJson};
 use axum::Json;
 use axum::routing::{get, post};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ fn router() -> Router {
         .route("/v", get(async || Json(json!({"a": 1}))))
         .route(
             "/echo",
-            post(async |Strict(value): Strict<Value>| Json(value)),
+            post(async |StrictJson(value): StrictJson<Value>| Json(value)),
         )
         .route(
             "/fail",
@@ -417,7 +417,7 @@ async fn l05_connections_that_cannot_be_accepted_fill_no_log() {
     let writer = kept.clone();
     let lines = crate::log::lines(&options, false, move || writer.clone()).unwrap();
     let _logging = tracing::dispatcher::set_default(&lines);
-    let (failures, began) = (Arc::new(Lines::default()), tokio::time::Instant::now());
+    let (failures, began) = (Arc::new(RateLimit::default()), tokio::time::Instant::now());
     let mut pauses = JoinSet::new();
     for _ in 0..200 {
         let failures = Arc::clone(&failures);

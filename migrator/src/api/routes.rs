@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use towpath_daemon::problem::Problem;
-use towpath_daemon::strict::Strict;
+use towpath_daemon::strict::StrictJson;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{MigrationId, Name};
 
@@ -68,7 +68,7 @@ pub(super) async fn guests(State(host): Shared) -> Answer<GuestList> {
 )]
 pub(super) async fn start_guest(
     State(host): Shared,
-    Strict(request): Strict<GuestRequest>,
+    StrictJson(request): StrictJson<GuestRequest>,
 ) -> Answer<GuestView> {
     request.check()?;
     Ok(Json(ask(host, |host| host.start_guest(request)).await??))
@@ -164,7 +164,7 @@ pub(super) async fn migrations(State(host): Shared) -> Answer<MigrationList> {
 )]
 pub(super) async fn migrate(
     State(host): Shared,
-    Strict(request): Strict<MigrationRequest>,
+    StrictJson(request): StrictJson<MigrationRequest>,
 ) -> Answer<MigrationView> {
     request.check()?;
     Ok(Json(ask(host, |host| host.migrate(request)).await??))

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use towpath_daemon::lines::Lines;
+use towpath_daemon::lines::RateLimit;
 use towpath_daemon::socket::Socket;
 use towpath_daemon::stream::accept_stream;
 use towpath_protocol::fault::{Code, Fault};
@@ -47,12 +47,12 @@ pub(super) fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
 }
 
 fn accept_lanes_at(porch: &Arc<Porch>, shared: &Arc<Shared>, service: &Socket) {
-    let failures = Lines::default();
+    let failures = RateLimit::default();
     for stream in service.listener().incoming() {
         let stream = match stream {
             Ok(stream) => stream,
             Err(error) => {
-                if let Some(untold) = failures.next() {
+                if let Some(untold) = failures.admit() {
                     warn!(%error, untold, "a stream could not be accepted");
                 }
                 std::thread::sleep(ACCEPT_PAUSE);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use towpath_daemon::lines::Lines;
+use towpath_daemon::lines::RateLimit;
 use towpath_protocol::admission::{Admission, Living, Quota};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
@@ -215,7 +215,7 @@ pub(super) struct Shared {
     /// Requested moves of this host's guests that are not on the board yet.
     leaving: Mutex<BTreeSet<MigrationId>>,
     /// Limits audit lines, so that a misbehaving peer cannot fill the disk with them.
-    refusals: Lines,
+    refusals: RateLimit,
     failpoint: Option<String>,
 }
 
@@ -245,7 +245,7 @@ impl Shared {
             room: Mutex::new(Admission::new(quota)),
             quarantine: Mutex::default(),
             leaving: Mutex::default(),
-            refusals: Lines::default(),
+            refusals: RateLimit::default(),
             failpoint: std::env::var(FAILPOINT_VARIABLE).ok(),
             config,
         })
@@ -426,7 +426,7 @@ impl Shared {
     /// hosts claim the same guest, or one lies.
     pub(super) fn refused(&self, peer: &HostIdentity, fault: &Fault) {
         if self.metrics.rejected(fault.code)
-            && let Some(untold) = self.refusals.next()
+            && let Some(untold) = self.refusals.admit()
         {
             warn!(target: "audit", %peer, %fault, untold, "what a peer says of a guest is refused");
         }

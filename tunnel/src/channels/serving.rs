@@ -8,7 +8,7 @@ use rustix::net::sockopt;
 use tokio::net::{TcpStream, UnixStream, tcp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
-use towpath_daemon::lines::Lines;
+use towpath_daemon::lines::RateLimit;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::amounts::micros;
 use towpath_protocol::channel::{Leg, Open};
@@ -102,7 +102,7 @@ impl Serving {
 
     /// Accepts connections until the listener must stop.
     pub(super) async fn accept(self, listener: Listener, mut stop: Shutdown) {
-        let (mut all, failures) = (self.stop.clone(), Lines::default());
+        let (mut all, failures) = (self.stop.clone(), RateLimit::default());
         loop {
             let accepted = tokio::select! {
                 () = stop.requested() => break,
@@ -112,7 +112,7 @@ impl Serving {
             let program = match accepted {
                 Ok(program) => program,
                 Err(error) => {
-                    if let Some(untold) = failures.next() {
+                    if let Some(untold) = failures.admit() {
                         tracing::warn!(%error, untold, "cannot accept for a channel");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -235,7 +235,7 @@ impl Serving {
         let (channel, peer) = (&spec.name, self.core.peers.get(&spec.peer));
         if fault.code != Code::Unreachable {
             tracing::debug!(%channel, %fault, "connection of a channel ended");
-        } else if let Some(untold) = peer.and_then(|peer| peer.told.outages.next()) {
+        } else if let Some(untold) = peer.and_then(|peer| peer.told.outages.admit()) {
             tracing::warn!(%channel, %fault, untold, "connection of a channel ended");
         }
         self.figures.errors.fetch_add(1, Ordering::Relaxed);

@@ -188,7 +188,7 @@ fn end(peer: &Peer, link: &Link, fault: Fault) {
         }
         _ => fault,
     };
-    if let Some(untold) = peer.told.wrong.next() {
+    if let Some(untold) = peer.told.wrong.admit() {
         tracing::warn!(target: "audit", peer = %link.peer, %fault, untold, "link ended");
     }
     link.close(fault.code, &fault.detail);

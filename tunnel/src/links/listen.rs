@@ -17,7 +17,7 @@ use quinn::{
 };
 use tokio::time::{sleep, timeout};
 use towpath_certs::Rejection;
-use towpath_daemon::lines::Lines;
+use towpath_daemon::lines::RateLimit;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, PerLeg, Preamble};
 use towpath_protocol::fault::{Code, Fault};
@@ -68,7 +68,7 @@ pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdo
         gate: Gate::new(Instant::now()),
         pending: Mutex::default(),
         unjoined: Arc::default(),
-        lines: Lines::default(),
+        lines: RateLimit::default(),
     });
     loop {
         let incoming = tokio::select! {
@@ -89,7 +89,7 @@ struct Listener {
     /// Connections that are not part of a link yet, by host.
     unjoined: Arc<Places<HostIdentity>>,
     /// Limits the log lines about refusals; all refusals are counted.
-    lines: Lines,
+    lines: RateLimit,
 }
 
 impl Listener {
@@ -144,7 +144,7 @@ impl Listener {
             Ok(Err(error)) => {
                 self.count(&error);
                 let refusal = failures::refusal(&error, || self.core.rejections.last(None));
-                if let Some(untold) = self.lines.next() {
+                if let Some(untold) = self.lines.admit() {
                     let why = failures::words(&error, refusal.as_ref());
                     tracing::warn!(target: "audit", %source, error = why, untold, "handshake refused");
                 }
@@ -172,7 +172,7 @@ impl Listener {
                 tracing::debug!(%source, %fault, "link given up by the peer");
                 return;
             }
-            if let Some(untold) = self.lines.next() {
+            if let Some(untold) = self.lines.admit() {
                 tracing::warn!(target: "audit", %source, %fault, untold, "link refused");
             }
             close(&connection, fault.code, &fault.detail);
@@ -346,7 +346,7 @@ impl Listener {
             tracing::debug!(%source, %host, %fault, "link not taken");
             return;
         }
-        if let Some(untold) = self.lines.next() {
+        if let Some(untold) = self.lines.admit() {
             tracing::warn!(target: "audit", %source, %host, %fault, untold, "link not taken");
         }
         self.core

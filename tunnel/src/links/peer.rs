@@ -558,7 +558,7 @@ impl Peer {
         if let Some(fault) = refused {
             return Err(fault);
         }
-        if let Some(untold) = self.told.links.next() {
+        if let Some(untold) = self.told.links.admit() {
             let (peer, dialler) = (&link.peer, &link.dialler);
             let link = format_args!("{:032x}", link.id.0);
             tracing::info!(%peer, %dialler, %link, untold, "link up");
@@ -666,7 +666,7 @@ impl Peer {
             self.note_lost(&link);
         }
         let peer = &link.peer;
-        if let Some(untold) = self.told.links.next() {
+        if let Some(untold) = self.told.links.admit() {
             tracing::info!(%peer, reason, untold, "link down");
         }
         if is_denied {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use towpath_daemon::config::Wrong;
+use towpath_daemon::config::InvalidValue;
 pub use towpath_forecast::timetable::Week;
 use towpath_protocol::channel::Class;
 use towpath_protocol::rate::Rate;
@@ -66,7 +66,7 @@ impl Shaping {
     /// # Errors
     ///
     /// The first key with an invalid value.
-    pub fn check(&self) -> Result<(), Wrong> {
+    pub fn check(&self) -> Result<(), InvalidValue> {
         for (rate, week, key) in [
             (self.send_rate, &self.send_timetable, "send"),
             (self.receive_rate, &self.receive_timetable, "receive"),
@@ -75,13 +75,16 @@ impl Shaping {
                 let why = format!(
                     "stands beside {key}_rate; say it with `otherwise`, and leave that out"
                 );
-                return Err(Wrong::new(format!("peers.{key}_timetable"), why));
+                return Err(InvalidValue::new(format!("peers.{key}_timetable"), why));
             }
         }
         let is_capped = self.send_rate.is_some() || self.send_timetable.is_some();
         if !is_capped && let Some(class) = self.shares.first_with_floor() {
             let why = "is a part of a cap, and there is none; give send_rate or send_timetable, or leave the floor out";
-            return Err(Wrong::new(format!("peers.shares.{class}.floor"), why));
+            return Err(InvalidValue::new(
+                format!("peers.shares.{class}.floor"),
+                why,
+            ));
         }
         self.shares.check(self.send_rate)
     }
@@ -167,11 +170,14 @@ impl Shares {
     /// # Errors
     ///
     /// The first key with an invalid value.
-    pub(crate) fn check(&self, send_rate: Option<Rate>) -> Result<(), Wrong> {
+    pub(crate) fn check(&self, send_rate: Option<Rate>) -> Result<(), InvalidValue> {
         let mut floors: u64 = 0;
         for (class, share) in &self.0 {
             let wrong = |what: &str, why: String| {
-                Err(Wrong::new(format!("peers.shares.{class}.{what}"), why))
+                Err(InvalidValue::new(
+                    format!("peers.shares.{class}.{what}"),
+                    why,
+                ))
             };
             if share.weight.is_some() && Self::is_first(*class) {
                 let why = format!("{class} goes ahead of every class with a weight; leave it out");

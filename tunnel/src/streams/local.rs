@@ -7,10 +7,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
-use towpath_daemon::lines::Lines;
+use towpath_daemon::lines::RateLimit;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_daemon::socket::Socket;
-use towpath_daemon::stream::told_here;
+use towpath_daemon::stream::with_remedy_inline;
 use towpath_protocol::channel::{Begin, Class, Leg, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -139,7 +139,7 @@ pub(crate) async fn serve(
     let listener = socket.for_tokio()?;
     let places = Arc::new(LocalPlaces::new(core.limits.local_streams));
     let refusals = Arc::new(Semaphore::new(REFUSAL_COUNT_MAX));
-    let failures = Lines::default();
+    let failures = RateLimit::default();
     loop {
         let accepted = tokio::select! {
             () = stop.requested() => return Ok(()),
@@ -148,7 +148,7 @@ pub(crate) async fn serve(
         let local = match accepted {
             Ok((local, _)) => local,
             Err(error) => {
-                if let Some(untold) = failures.next() {
+                if let Some(untold) = failures.admit() {
                     tracing::warn!(%error, untold, "cannot accept a local stream");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -393,7 +393,7 @@ async fn begin_over(
 }
 
 fn refused(fault: &Fault) -> Preamble {
-    Preamble::Refused(told_here(fault))
+    Preamble::Refused(with_remedy_inline(fault))
 }
 
 async fn answer(local: &mut UnixStream, preamble: &Preamble) {

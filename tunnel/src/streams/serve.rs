@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use towpath_certs::view;
-use towpath_daemon::lines::Lines;
+use towpath_daemon::lines::RateLimit;
 use towpath_daemon::stream::make_room;
 use towpath_protocol::channel::{Accepted, Begin, Leg, Open, Preamble, Resume};
 use towpath_protocol::endpoint::Endpoint;
@@ -45,20 +45,20 @@ const SERVICE_WAIT: Duration = Duration::from_secs(2);
 /// has its own limits, so that none can crowd another's requests out of the log.
 #[derive(Debug, Default)]
 pub(crate) struct StreamLog {
-    denied: Lines,
-    unreached: Lines,
-    pub outages: Lines,
+    denied: RateLimit,
+    unreached: RateLimit,
+    pub outages: RateLimit,
     /// Protocol violations.
-    pub wrong: Lines,
+    pub wrong: RateLimit,
     /// Links made and lost.
-    pub links: Lines,
+    pub links: RateLimit,
 }
 
 impl StreamLog {
     /// Logs that a service's host refuses the datagrams of a flow.
     fn refused(&self, stream: &Stream, reach: &Endpoint) {
         let (peer, service) = (&stream.party.host, &stream.service);
-        if let Some(untold) = self.unreached.next() {
+        if let Some(untold) = self.unreached.admit() {
             let why = "connection refused";
             tracing::warn!(%peer, %service, %reach, why, untold, "service not reached");
         }
@@ -71,7 +71,7 @@ impl StreamLog {
         let (peer, service, class) = (&stream.party.host, &stream.service, stream.class);
         if fault.code != Code::Unreachable {
             tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
-        } else if let Some(untold) = self.outages.next() {
+        } else if let Some(untold) = self.outages.admit() {
             tracing::warn!(%peer, %service, %class, %fault, untold, "stream cut off");
         }
     }
@@ -158,7 +158,7 @@ fn strike(peer: &Peer, link: &Link, fault: &Fault, strikes: &Strikes) {
         return;
     }
     let is_last = strikes.add(Instant::now());
-    if let Some(untold) = peer.told.wrong.next() {
+    if let Some(untold) = peer.told.wrong.admit() {
         let peer = &link.peer;
         tracing::warn!(target: "audit", %peer, %fault, is_last, untold, "stream refused");
     }
@@ -332,7 +332,7 @@ fn allowed(core: &Core, (site, link): (&Peer, &Link), open: &Open) -> Result<Arc
     let told = &site.told;
     let (peer, service, site) = (&link.peer, &open.service, &open.peer);
     let denied = |why: &str| {
-        if let Some(untold) = told.denied.next() {
+        if let Some(untold) = told.denied.admit() {
             tracing::warn!(target: "audit", %peer, %service, why, untold, "service denied");
         }
         // The peer is not told whether the service exists.
@@ -395,7 +395,7 @@ async fn reach(
     };
     let failed = |why: String| {
         let (service, site, asked) = (&open.service, &open.peer, &link.peer);
-        if let Some(untold) = peer.told.unreached.next() {
+        if let Some(untold) = peer.told.unreached.admit() {
             tracing::warn!(peer = %asked, %service, %reach, why, untold, "service not reached");
         }
         Fault::new(

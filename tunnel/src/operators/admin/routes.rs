@@ -9,7 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use towpath_daemon::problem::Problem;
-use towpath_daemon::strict::Strict;
+use towpath_daemon::strict::StrictJson;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use utoipa::ToSchema;
@@ -87,7 +87,7 @@ async fn to_its_end<T: Send + 'static>(
 )]
 pub(super) async fn open_channel(
     State(core): State<Arc<Core>>,
-    Strict(spec): Strict<ChannelSpec>,
+    StrictJson(spec): StrictJson<ChannelSpec>,
 ) -> Result<Json<ChannelView>, Problem> {
     let name = spec.name.clone();
     let changed = Arc::clone(&core);
@@ -184,7 +184,7 @@ pub(super) async fn shaping(
 pub(super) async fn shape(
     State(core): State<Arc<Core>>,
     Path(peer): Path<String>,
-    Strict(shaping): Strict<Shaping>,
+    StrictJson(shaping): StrictJson<Shaping>,
 ) -> Result<Json<Shaping>, Problem> {
     let peer = core.peer(&peer.parse()?)?;
     shaping.check().map_err(|wrong| {
@@ -226,7 +226,7 @@ pub(super) async fn service(
 pub(super) async fn cap_service(
     State(core): State<Arc<Core>>,
     Path(name): Path<String>,
-    Strict(wanted): Strict<ServiceCap>,
+    StrictJson(wanted): StrictJson<ServiceCap>,
 ) -> Result<Json<ServiceView>, Problem> {
     let name = name.parse()?;
     let service = core.service(&name)?;
@@ -248,7 +248,7 @@ pub(super) async fn cap_service(
 pub(super) async fn measure(
     State(core): State<Arc<Core>>,
     Path(peer): Path<String>,
-    Strict(budget): Strict<ProbeRequest>,
+    StrictJson(budget): StrictJson<ProbeRequest>,
 ) -> Result<Json<ProbeView>, Problem> {
     Ok(Json(probe::run(&core, &peer.parse()?, budget).await?))
 }
