@@ -128,7 +128,7 @@ pub async fn loaded_pair(path: Option<Direction>) -> (Pair, Vec<Load>, JoinHandl
                 let ca = crl.parent().unwrap().parent().unwrap().join("ca");
                 let authority = Authority::open(&ca).unwrap();
                 if !ca.join("crl.pem").exists() {
-                    sign(&authority, None, LIST_VALIDITY);
+                    sign(&authority, LIST_VALIDITY);
                 }
                 fs::copy(ca.join("crl.pem"), &crl).unwrap();
                 config.certificates.crl = Some(crl);
@@ -148,12 +148,15 @@ pub async fn loaded_pair(path: Option<Direction>) -> (Pair, Vec<Load>, JoinHandl
     (pair, loads, echo)
 }
 
-pub fn sign(authority: &Authority, target: Option<&RevocationTarget>, lasting: Duration) {
-    let now = SystemTime::now();
-    let signed = match target {
-        Some(target) => authority.revoke(target, Reason::KeyCompromise, lasting, now),
-        None => authority.sign_next_list(lasting, now),
-    };
+/// Signs the authority's next list.
+pub fn sign(authority: &Authority, lasting: Duration) {
+    let signed = authority.sign_next_list(lasting, SystemTime::now());
+    signed.unwrap();
+}
+
+pub fn revoke(authority: &Authority, target: &RevocationTarget) {
+    let (reason, now) = (Reason::KeyCompromise, SystemTime::now());
+    let signed = authority.revoke(target, reason, LIST_VALIDITY, now);
     signed.unwrap();
 }
 

@@ -143,7 +143,7 @@ async fn files_of_the_state_folder_that_cannot_be_read_stop_no_start() {
     config.channels = vec![channel()];
     let crl = world.path("edge-crl.pem");
     config.certificates.crl = Some(crl.clone());
-    sign(&world.authority, None, LIST_VALIDITY);
+    sign(&world.authority, LIST_VALIDITY);
     carry_list(&world.path("ca"), &config);
     // Reading a folder fails, as reading a bad sector does.
     let unreadable = ["channels.json", "revocations.pem", "identity.json"];

@@ -4,7 +4,7 @@
 use std::fs;
 
 use crate::harness::trust::{
-    Load, carry_list, check_refused, client_of, end_all, lasting, quic, says, shake, sign,
+    Load, carry_list, check_refused, client_of, end_all, lasting, quic, revoke, says, shake, sign,
 };
 use crate::harness::{Pair, echo, soon, until};
 use tokio::io::AsyncReadExt;
@@ -51,13 +51,9 @@ async fn t11_a_list_that_is_named_while_the_tunnel_runs_is_in_use_at_once() {
         .unwrap();
     let client = quic(client_of(&folder, false));
     shake(&pair, &client).await.unwrap();
-    sign(authority, None, LIST_VALIDITY);
+    sign(authority, LIST_VALIDITY);
     let first = fs::read(ca.join("crl.pem")).unwrap();
-    sign(
-        authority,
-        Some(&RevocationTarget::Host(thief)),
-        LIST_VALIDITY,
-    );
+    revoke(authority, &RevocationTarget::Host(thief));
 
     // A list that does not exist yet changes nothing, and is used as soon as it exists.
     let without = pair.region_config.clone();
@@ -112,11 +108,7 @@ async fn t10_a_peer_that_the_first_list_revokes_is_out_as_its_list_is_named() {
     .await;
     let (mut near, _far) = pair.stream(Class::App).await;
     let edge = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
-    sign(
-        &pair.world.authority,
-        Some(&RevocationTarget::Host(edge)),
-        LIST_VALIDITY,
-    );
+    revoke(&pair.world.authority, &RevocationTarget::Host(edge));
     let mut with = pair.region_config.clone();
     with.certificates.crl = Some(with.certificates.ca.with_file_name("crl.pem"));
     carry_list(&pair.world.path("ca"), &with);

@@ -118,7 +118,7 @@ fn crowd(edge: &mut Config) {
         channel("dns", &absent[1]),
     ];
     let authority = certs.with_file_name("ca");
-    sign(&Authority::open(&authority).unwrap(), None, LIST_VALIDITY);
+    sign(&Authority::open(&authority).unwrap(), LIST_VALIDITY);
     let crl = certs.join("crl.pem");
     std::fs::copy(authority.join("crl.pem"), &crl).unwrap();
     edge.certificates.crl = Some(crl);

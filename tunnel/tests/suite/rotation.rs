@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::harness::kept::Kept;
 use crate::harness::trust::{
     Load, all_flow, carry_list, check_refused, client_of, cut_apart, end_all, lasting, loaded_pair,
-    quic, says, serial, shake, shown, sign, uses,
+    quic, revoke, says, serial, shake, shown, sign, uses,
 };
 use crate::harness::{Pair, SOON, Stopwatch, World, echo, metric, name, soon, start_again, until};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType};
@@ -71,7 +71,7 @@ async fn certificates_and_keys_are_rotated_under_load_and_no_stream_is_dropped()
 async fn the_authority_is_exchanged_under_load_through_an_overlap_of_two() {
     let (pair, loads, echo) = loaded_pair(None).await;
     let next = Authority::init(&pair.world.path("next"), &name("shop.example")).unwrap();
-    sign(&next, None, LIST_VALIDITY);
+    sign(&next, LIST_VALIDITY);
     let [old_half, new_half] =
         ["ca", "next"].map(|folder| OtherAuthority::open(&pair.world.path(folder)).unwrap());
     let old = &pair.world.authority;
@@ -140,11 +140,7 @@ async fn t10_a_revoked_peer_is_out_and_the_streams_of_others_run_on() {
         let _ = tokio::time::timeout(Duration::from_millis(100), connection.accept_uni()).await;
         assert!(connection.close_reason().is_none());
     }
-    sign(
-        &pair.world.authority,
-        Some(&RevocationTarget::Host(thief)),
-        LIST_VALIDITY,
-    );
+    revoke(&pair.world.authority, &RevocationTarget::Host(thief));
     carry_list(&pair.world.path("ca"), &pair.region_config);
     let changed = Stopwatch::start();
     says(&pair.region, |view| view.revocation_lists[0].number == 2).await;
@@ -168,11 +164,7 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
         };
         let uri = format!("spiffe://shop.example/site/{revoked}/host/box-1");
         let host = HostIdentity::from_uri(&uri).unwrap();
-        sign(
-            &pair.world.authority,
-            Some(&RevocationTarget::Host(host)),
-            LIST_VALIDITY,
-        );
+        revoke(&pair.world.authority, &RevocationTarget::Host(host));
         carry_list(&pair.world.path("ca"), config);
         let changed = Stopwatch::start();
         until("closed", || tunnel.status().links[0].host.is_none()).await;
@@ -227,11 +219,7 @@ async fn t10_streams_that_wait_for_a_link_are_cut_when_their_host_is_revoked() {
         let link = || tunnel.status().links.remove(0);
         let uri = format!("spiffe://shop.example/site/{revoked}/host/box-1");
         let host = HostIdentity::from_uri(&uri).unwrap();
-        sign(
-            &pair.world.authority,
-            Some(&RevocationTarget::Host(host)),
-            LIST_VALIDITY,
-        );
+        revoke(&pair.world.authority, &RevocationTarget::Host(host));
         carry_list(&pair.world.path("ca"), config);
         until("they are cut", || link().streams == 0).await;
         assert_eq!(link().streams_lost, 0, "no outage was too long");
@@ -252,11 +240,7 @@ async fn t10_a_host_that_is_refused_as_revoked_lets_no_stream_wait() {
     cut_apart(&pair, &pair.edge, &loads).await;
     let (count, link) = (loads.len() as u64, || pair.edge.status().links.remove(0));
     let host = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
-    sign(
-        &pair.world.authority,
-        Some(&RevocationTarget::Host(host)),
-        LIST_VALIDITY,
-    );
+    revoke(&pair.world.authority, &RevocationTarget::Host(host));
     carry_list(&pair.world.path("ca"), &pair.region_config);
     let theirs = || pair.region.status().links[0].streams;
     until("the peer has cut its ends", || theirs() == 0).await;
@@ -289,7 +273,7 @@ async fn t10_a_revoked_certificate_costs_no_stream_that_was_carried_under_anothe
     };
     take_another("second").await;
     let second = RevocationTarget::Serial(serial(&pair.edge_config));
-    sign(&pair.world.authority, Some(&second), LIST_VALIDITY);
+    revoke(&pair.world.authority, &second);
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.revocation_lists[0].number == 2).await;
     // No dial attempt that began with the first certificate is still pending: at most sixteen
@@ -392,16 +376,12 @@ async fn t11_an_unusable_list_changes_nothing_and_shows() {
         .authority
         .issue(&thief, lasting(LEAF_VALIDITY), &folder);
     issued.unwrap();
-    sign(
-        &pair.world.authority,
-        Some(&RevocationTarget::Host(thief)),
-        LIST_VALIDITY,
-    );
+    revoke(&pair.world.authority, &RevocationTarget::Host(thief));
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.revocation_lists[0].number == 2).await;
 
     let stranger = Authority::init(&pair.world.path("stranger"), &name("shop.example")).unwrap();
-    sign(&stranger, None, LIST_VALIDITY);
+    sign(&stranger, LIST_VALIDITY);
     let foreign = fs::read(pair.world.path("stranger/crl.pem")).unwrap();
     let client = quic(client_of(&folder, false));
     for (content, word) in [
@@ -463,11 +443,7 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
         .authority
         .issue(&thief, lasting(LEAF_VALIDITY), &folder);
     issued.unwrap();
-    sign(
-        &pair.world.authority,
-        Some(&RevocationTarget::Host(thief)),
-        LIST_VALIDITY,
-    );
+    revoke(&pair.world.authority, &RevocationTarget::Host(thief));
     carry_list(&pair.world.path("ca"), config);
     says(&region, |view| view.revocation_lists[0].number == 2).await;
     region.stop().await;
@@ -517,9 +493,9 @@ async fn t11_a_start_without_lists_forgets_none() {
     let crl = world.path("region-crl.pem");
     config.state_dir = Some(world.path("region-state"));
     config.certificates.crl = Some(crl.clone());
-    sign(&world.authority, None, LIST_VALIDITY);
+    sign(&world.authority, LIST_VALIDITY);
     let first = fs::read(ca.join("crl.pem")).unwrap();
-    sign(&world.authority, None, LIST_VALIDITY);
+    sign(&world.authority, LIST_VALIDITY);
     carry_list(&ca, &config);
     Tunnel::start(&config).await.unwrap().stop().await;
 
@@ -543,7 +519,7 @@ async fn t10_a_host_whose_own_list_revokes_it_says_so_as_it_hears_of_it_and_as_i
     let log = Kept::log();
     let mut config = world.site("region", "edge");
     config.certificates.crl = Some(world.path("region-crl.pem"));
-    sign(&world.authority, None, LIST_VALIDITY);
+    sign(&world.authority, LIST_VALIDITY);
     carry_list(&world.path("ca"), &config);
     let region = Tunnel::start(&config).await.unwrap();
     assert_eq!(region.status().certificate.problem, None);
@@ -551,11 +527,7 @@ async fn t10_a_host_whose_own_list_revokes_it_says_so_as_it_hears_of_it_and_as_i
 
     let uri = "spiffe://shop.example/site/region/host/box-1";
     let host = HostIdentity::from_uri(uri).unwrap();
-    sign(
-        &world.authority,
-        Some(&RevocationTarget::Host(host)),
-        LIST_VALIDITY,
-    );
+    revoke(&world.authority, &RevocationTarget::Host(host));
     carry_list(&world.path("ca"), &config);
     let is_told = |view: &CertificateStatusView| {
         let problem = view.problem.as_deref().unwrap_or_default();
@@ -581,7 +553,7 @@ async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way
         tokio::task::spawn_blocking(asking).await.unwrap()
     };
     asked().await.unwrap();
-    sign(&pair.world.authority, None, Duration::from_secs(1));
+    sign(&pair.world.authority, Duration::from_secs(1));
     carry_list(&pair.world.path("ca"), &pair.region_config);
     let stale = async {
         loop {
@@ -604,14 +576,14 @@ async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way
     again.flows().await;
     again.end().await;
 
-    sign(&pair.world.authority, None, LIST_VALIDITY);
+    sign(&pair.world.authority, LIST_VALIDITY);
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.revocation_lists[0].number == 3).await;
     asked().await.unwrap();
     // A week before its end a list is reported: in the log once, in the status all the time.
     for (number, hours, state) in [(4, 7 * 24 + 1, "fresh"), (5, 7 * 24 - 1, "aging")] {
         let validity = Duration::from_hours(hours);
-        sign(&pair.world.authority, None, validity);
+        sign(&pair.world.authority, validity);
         carry_list(&pair.world.path("ca"), &pair.region_config);
         says(&pair.region, |view| {
             view.revocation_lists[0].number == number
@@ -670,11 +642,7 @@ async fn a_host_whose_own_certificate_ended_still_hears_who_was_revoked() {
     fs::write(&files.cert, "gone").unwrap();
     says(&pair.region, |view| view.problem.is_some()).await;
     let host = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
-    sign(
-        &pair.world.authority,
-        Some(&RevocationTarget::Host(host)),
-        LIST_VALIDITY,
-    );
+    revoke(&pair.world.authority, &RevocationTarget::Host(host));
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| {
         view.revocation_lists[0].number == 2 && view.problem.is_some()

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::harness::trust::{
-    Load, carry_list, check_refused, client_of, end_all, lasting, loaded_pair, quic, says, shake,
-    sign, uses,
+    Load, carry_list, check_refused, client_of, end_all, lasting, loaded_pair, quic, revoke, says,
+    shake, sign, uses,
 };
 use crate::harness::{Pair, Stopwatch, echo, name, soon};
 use quinn::crypto::rustls::QuicClientConfig;
@@ -99,7 +99,7 @@ async fn leave_alone(pair: &mut Pair) {
 /// The next authority with its own list, and the public halves of both authorities for an overlap.
 fn next_authority(pair: &Pair) -> (Authority, OtherAuthority, OtherAuthority) {
     let next = Authority::init(&pair.world.path("next"), &name("shop.example")).unwrap();
-    sign(&next, None, LIST_VALIDITY);
+    sign(&next, LIST_VALIDITY);
     let [old_half, new_half] =
         ["ca", "next"].map(|folder| OtherAuthority::open(&pair.world.path(folder)).unwrap());
     (next, old_half, new_half)
@@ -131,7 +131,7 @@ async fn t10_a_host_that_the_next_authority_revokes_is_out_though_its_link_is_of
     renew(&next, Some(&old_half)).unwrap();
     uses(&pair.region, &pair.region_config).await;
     assert!(kept.is_open(), "both authorities are trusted");
-    sign(&next, Some(&RevocationTarget::Host(edge)), LIST_VALIDITY);
+    revoke(&next, &RevocationTarget::Host(edge));
     renew(&next, None).unwrap();
     let changed = Stopwatch::start();
     uses(&pair.region, &pair.region_config).await;
@@ -166,11 +166,7 @@ async fn t10_a_link_that_another_has_replaced_is_closed_too() {
         kept.push(Kept::dial(&pair, &client).await);
     }
     let edge = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
-    sign(
-        &pair.world.authority,
-        Some(&RevocationTarget::Host(edge)),
-        LIST_VALIDITY,
-    );
+    revoke(&pair.world.authority, &RevocationTarget::Host(edge));
     carry_list(&pair.world.path("ca"), &pair.region_config);
     let changed = Stopwatch::start();
     for kept in &kept {
@@ -300,11 +296,7 @@ async fn t10_a_certificate_that_has_ended_can_be_revoked_for_the_link_that_was_m
     soon(ended).await;
     assert!(kept.is_open(), "a link outlives its certificate");
     fs::remove_dir_all(&brief).unwrap();
-    sign(
-        authority,
-        Some(&RevocationTarget::Host(edge)),
-        LIST_VALIDITY,
-    );
+    revoke(authority, &RevocationTarget::Host(edge));
     carry_list(&pair.world.path("ca"), &pair.region_config);
     let changed = Stopwatch::start();
     says(&pair.region, |view| view.revocation_lists[0].number == 2).await;
