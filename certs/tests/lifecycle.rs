@@ -1,10 +1,12 @@
 //! A certificate's life after it was issued: listed, renewed, revoked, moved to the next authority.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod harness;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,105 +16,14 @@ use rcgen::{
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use tempfile::TempDir;
-use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
+use towpath_certs::authority::IdentityFiles;
 use towpath_certs::check::{self, CheckView, Outcome};
 use towpath_certs::register::{IssuedState, REGISTER, Reason};
-use towpath_certs::renewal::{
-    KeyChoice, LIST_VALIDITY, OtherAuthority, RevocationTarget, SignedList,
-};
-use towpath_certs::{
-    Authorities, Authority, Freshness, Identity, IdentityPaths, Revocations, Validity, show,
-};
-use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::identity::HostIdentity;
+use towpath_certs::renewal::{KeyChoice, OtherAuthority, RevocationTarget};
+use towpath_certs::{Authority, Freshness, Identity, IdentityPaths, Revocations, Validity, show};
+use towpath_protocol::fault::Code;
 
-const DAY: Duration = Duration::from_hours(24);
-
-struct World {
-    folder: TempDir,
-    authority: Authority,
-}
-
-fn host(site: &str) -> HostIdentity {
-    HostIdentity::from_uri(&format!("spiffe://shop.example/site/{site}/host/box-1")).unwrap()
-}
-
-fn now() -> Validity {
-    Validity::lasting(LEAF_VALIDITY, SystemTime::now())
-}
-
-fn load(files: &IdentityFiles) -> Result<Identity, Fault> {
-    Identity::load(&files.paths())
-}
-
-fn leaf(files: &IdentityFiles) -> CertificateDer<'static> {
-    CertificateDer::from_pem_file(&files.cert).unwrap()
-}
-
-/// Authorities that have not ended.
-fn trusted(authorities: &[CertificateDer<'static>]) -> Authorities {
-    Authorities {
-        valid: authorities.to_vec(),
-        ended: Vec::new(),
-    }
-}
-
-impl World {
-    fn new() -> Self {
-        let folder = TempDir::new().unwrap();
-        let domain = "shop.example".parse().unwrap();
-        let authority = Authority::init(&folder.path().join("ca"), &domain).unwrap();
-        Self { folder, authority }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn issue(&self, site: &str, folder: &str) -> IdentityFiles {
-        self.authority
-            .issue(&host(site), now(), &self.path(folder))
-            .unwrap()
-    }
-
-    fn sign_next_list(&self) -> Result<SignedList, Fault> {
-        let now = SystemTime::now();
-        self.authority.sign_next_list(LIST_VALIDITY, now)
-    }
-
-    fn revoke(&self, target: &RevocationTarget) -> Result<SignedList, Fault> {
-        let now = SystemTime::now();
-        self.authority
-            .revoke(target, Reason::KeyCompromise, LIST_VALIDITY, now)
-    }
-
-    /// Reads the authority's list as a host with the lists in `current` would.
-    fn read(&self, file: &Path, current: &Revocations) -> Result<Revocations, Fault> {
-        let ca = CertificateDer::from_pem_file(self.path("ca/ca.pem")).unwrap();
-        Revocations::load(file, &trusted(&[ca]), current)
-    }
-
-    /// A handmade list, signed with the authority's key.
-    fn forge(&self, change: impl FnOnce(&mut CertificateRevocationListParams)) -> PathBuf {
-        let key = KeyPair::from_pem(&fs::read_to_string(self.path("ca/ca.key")).unwrap()).unwrap();
-        let pem = fs::read_to_string(self.path("ca/ca.pem")).unwrap();
-        let issuer = Issuer::from_ca_cert_pem(&pem, key).unwrap();
-        let now = SystemTime::now();
-        let mut list = CertificateRevocationListParams {
-            this_update: now.into(),
-            next_update: (now + DAY).into(),
-            crl_number: SerialNumber::from(7_u64),
-            issuing_distribution_point: None,
-            revoked_certs: Vec::new(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        change(&mut list);
-        let path = self.path("forged.pem");
-        fs::write(&path, list.signed_by(&issuer).unwrap().pem().unwrap()).unwrap();
-        path
-    }
-}
+use harness::{DAY, World, host, leaf, load, now, trusted};
 
 #[test]
 fn the_register_knows_every_certificate_and_what_became_of_it() {
