@@ -12,7 +12,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use towpath_certs::Authority;
 use towpath_daemon::stream;
-use towpath_protocol::channel::{Class, Open};
+use towpath_protocol::class::Class;
+use towpath_protocol::preamble::Open;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::{Authority, Identity, Validity};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_tunnel::channels::ChannelSpec;

@@ -6,10 +6,7 @@ use towpath_forecast::history::{History, Sample};
 use towpath_forecast::moment::Moment;
 use towpath_migrator::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
 use towpath_migrator::store::ReceivedFile;
-use towpath_protocol::channel::{
-    self as link, Accepted, Begin, Class, Cut, Join, Joined, Leg, LinkId, Open, PathReport,
-    Preamble, Report, Resume, RunId, StreamId,
-};
+use towpath_protocol::class::{Class, Leg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::guest_api::{Region, Request, Response};
@@ -19,6 +16,10 @@ use towpath_protocol::message::{
     FinalEnd, Hello, Lane, Message, MissingPart, Prepare, Reason, Received, SpaceInfo, Welcome,
 };
 use towpath_protocol::ownership::{Decider, Origin, Record, Root, State, Verdict};
+use towpath_protocol::preamble::{
+    self as link, Accepted, Begin, Cut, Join, Joined, LinkId, Open, PathReport, Preamble, Report,
+    Resume, RunId, StreamId,
+};
 use towpath_protocol::space::{BlockRun, Geometry, MEMORY, SpaceId};
 use towpath_protocol::version::VersionRange;
 

@@ -15,7 +15,8 @@
 //! | [`size`] | a number of bytes as operators write it |
 //! | [`space`] | geometry of a space, block runs, block sets |
 //! | [`frame`] | the checked envelope around every message |
-//! | [`channel`] | how a local program asks the tunnel for a stream, and the classes |
+//! | [`class`] | classes of traffic, and the connections that carry them |
+//! | [`preamble`] | the first words on a connection or a stream of the tunnel |
 //! | [`version`] | version ranges and their negotiation |
 //! | [`message`] | the messages between two migrators |
 //! | [`guest_api`] | the messages between a migrator and a guest process |
@@ -29,7 +30,7 @@
 
 pub mod admission;
 pub mod amounts;
-pub mod channel;
+pub mod class;
 pub mod endpoint;
 pub mod fault;
 pub mod frame;
@@ -39,6 +40,7 @@ pub mod image;
 pub mod message;
 pub mod ownership;
 pub mod plan;
+pub mod preamble;
 pub mod rate;
 pub mod size;
 pub mod source;

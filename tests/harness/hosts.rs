@@ -29,7 +29,7 @@ use towpath_bench::sites::{Failure, add_channel, site, sites_that_meet};
 use towpath_certs::Authority;
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};

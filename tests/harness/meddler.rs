@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use towpath_daemon::stream::accept_stream;
 use towpath_migrator::lane::{Incoming, LaneReader, LaneWriter};
-use towpath_protocol::channel::Preamble;
 use towpath_protocol::frame::{HEADER_BYTES, Header};
 use towpath_protocol::message::{Lane, Message, body_bytes_max};
+use towpath_protocol::preamble::Preamble;
 
 /// How long a lane may block before it counts as broken.
 const STALL_MAX: Duration = Duration::from_secs(20);

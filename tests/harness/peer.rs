@@ -8,10 +8,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use towpath_migrator::lane::{Incoming, LaneReader, LaneWriter};
-use towpath_protocol::channel::{Accepted, Class, Preamble};
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::{AttemptId, GuestId, HostIdentity, MigrationId};
 use towpath_protocol::message::{Hello, Lane, Message};
+use towpath_protocol::preamble::{Accepted, Preamble};
 use towpath_protocol::version::{self, VersionRange};
 
 /// How long the migrator may take to send an expected message.

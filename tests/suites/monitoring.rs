@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Builder;
 use towpath_daemon::client::Client;
 use towpath_migrator::api::MigrationMode;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_tests::lab::{Guest, Lab};
 use towpath_tests::scene::LINK;
 use towpath_tests::site::Place;

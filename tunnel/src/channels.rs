@@ -25,7 +25,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use towpath_daemon::shutdown::{self, Shutdown, Trigger};
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -566,7 +566,7 @@ async fn start(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use towpath_protocol::channel::Class;
+    use towpath_protocol::class::Class;
 
     /// A channel that leads to `service`, and the spec that its connections watch.
     fn led_to(service: &str, listen: &str) -> (Channel, watch::Receiver<Arc<ChannelSpec>>) {

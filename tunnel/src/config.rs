@@ -549,7 +549,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use towpath_protocol::channel::Class;
+    use towpath_protocol::class::Class;
 
     const GOOD: &str = r#"
         site = "edge"

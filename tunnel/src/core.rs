@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towpath_certs::{Rejections, tls};
-use towpath_protocol::channel::{LinkId, RunId, StreamId};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
+use towpath_protocol::preamble::{LinkId, RunId, StreamId};
 
 use crate::channels::Channels;
 use crate::config::{Config, Limits};

@@ -34,7 +34,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use towpath_certs::{Freshness, Identity, IdentityPaths, Revocations, tls, view};
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 

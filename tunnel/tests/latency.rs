@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use towpath_bench::relay::{Direction, Queue};
 use towpath_bench::waits::Waits;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::ServiceConfig;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use harness::{Pair, accept, metric, name, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_tunnel::config::Config;
 
 /// Marks the process that runs inside the namespace.

@@ -18,7 +18,7 @@ use serde::Serialize;
 use towpath_bench::goals::Goals;
 use towpath_bench::program::{Process, finish, run_tunnel, until_ready, write_config};
 use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::Config;
 

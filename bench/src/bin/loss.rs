@@ -30,7 +30,7 @@ use towpath_bench::goals::Goals;
 use towpath_bench::program::{finish, median};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 use towpath_tunnel::config::Limits;
 use towpath_tunnel::loss_gaps::Gaps;
 use towpath_tunnel::transport;

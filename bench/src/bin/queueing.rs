@@ -31,7 +31,7 @@ use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_bench::waits::Waits;
 use towpath_daemon::client::Client;
 use towpath_daemon::log;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::StatusView;

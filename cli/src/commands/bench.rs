@@ -12,9 +12,10 @@ use clap::Args;
 use serde::Serialize;
 use towpath_daemon::stream::open_stream;
 use towpath_protocol::amounts::{micros, millis, per_second};
-use towpath_protocol::channel::{BENCH_SERVICE, Class, Leg, Open};
+use towpath_protocol::class::{Class, Leg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
+use towpath_protocol::preamble::{BENCH_SERVICE, Open};
 use towpath_tunnel::bench_service::{BenchRequest, USAGE_BYTES, Usage};
 
 use crate::args::{OutputOption, class};

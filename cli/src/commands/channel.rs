@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use towpath_daemon::units::Span;
 use towpath_protocol::amounts;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;

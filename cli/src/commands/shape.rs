@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use serde::Serialize;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;

@@ -271,10 +271,11 @@ fn route(
 mod tests {
     use std::io::{Read, Write};
 
-    use towpath_protocol::channel::{Accepted, Class, Preamble};
+    use towpath_protocol::class::Class;
     use towpath_protocol::frame::{FLAG_CRITICAL, write_frame};
     use towpath_protocol::identity::{AttemptId, GuestId, MigrationId};
     use towpath_protocol::message::KIND_CHUNK;
+    use towpath_protocol::preamble::{Accepted, Preamble};
 
     use super::*;
     use crate::engine::tests::{PATIENCE, host};

@@ -8,10 +8,11 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use towpath_daemon::stream::{self, open_stream};
-use towpath_protocol::channel::{Class, Open};
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::message::{ChunkHeader, Codec, Hello, Lane, Message};
+use towpath_protocol::preamble::Open;
 use towpath_protocol::source::FREEZE_DEADLINE;
 use towpath_protocol::space::Geometry;
 use towpath_protocol::version::Speaker;
@@ -623,8 +624,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
 
-    use towpath_protocol::channel::Preamble;
     use towpath_protocol::frame::{FLAG_CRITICAL, HEADER_BYTES, write_frame};
+    use towpath_protocol::preamble::Preamble;
 
     use super::*;
     use crate::engine::tests::{PATIENCE, ground, host};

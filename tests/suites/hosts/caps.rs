@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::rate::Rate;
 use towpath_tests::hosts::{CABLE, Flow, Host, Hosts, until};
 use towpath_tunnel::config::Config;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::Code;
 use towpath_tests::hosts::{Host, Hosts, other_is_peer, until};

@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use towpath_daemon::lines::RateLimit;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::amounts::micros;
-use towpath_protocol::channel::{Leg, Open};
+use towpath_protocol::class::Leg;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::preamble::Open;
 
 use super::ChannelSpec;
 use super::listener::{Listener, Program, reset_at_end};

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use towpath_protocol::amounts::micros;
-use towpath_protocol::channel::Open;
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::Name;
+use towpath_protocol::preamble::Open;
 
 use super::Channels;
 use crate::core::Core;

@@ -12,10 +12,10 @@ use quinn::{RecvStream, SendStream};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
-use towpath_protocol::channel::{
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::preamble::{
     Cut, PATH_REPORT_VERSION, PathReport, Preamble, REPORT_COUNT_MAX, Received, Report, StreamId,
 };
-use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
 use crate::links::link::Link;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use towpath_protocol::amounts::micros;
-use towpath_protocol::channel::{Class, Leg, PerLeg};
+use towpath_protocol::class::{Class, Leg, PerLeg};
 
 /// Traffic over the links to a peer, per class.
 #[derive(Debug, Default)]

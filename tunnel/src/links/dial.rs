@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use towpath_certs::Refusal;
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::{Leg, PerLeg};
+use towpath_protocol::class::{Leg, PerLeg};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Limits;

@@ -20,11 +20,12 @@ use std::sync::Arc;
 
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::time::timeout;
-use towpath_protocol::channel::{
-    Join, Joined, LINK_VERSIONS, Leg, LinkId, PathReport, PerLeg, Preamble, RunId,
-};
+use towpath_protocol::class::{Leg, PerLeg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::preamble::{
+    Join, Joined, LINK_VERSIONS, LinkId, PathReport, Preamble, RunId,
+};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::version::Speaker;
 

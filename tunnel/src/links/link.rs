@@ -17,9 +17,10 @@ use quinn::{Connection, ConnectionStats, RecvStream, SendStream, VarInt};
 use rustls::NamedGroup;
 use tokio::sync::watch;
 use towpath_protocol::amounts::micros;
-use towpath_protocol::channel::{Class, Leg, LinkId, PerLeg, RunId};
+use towpath_protocol::class::{Class, Leg, PerLeg};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::preamble::{LinkId, RunId};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 

@@ -19,9 +19,10 @@ use tokio::time::{sleep, timeout};
 use towpath_certs::Rejection;
 use towpath_daemon::lines::RateLimit;
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, PerLeg, Preamble};
+use towpath_protocol::class::{Leg, PerLeg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::preamble::{Join, Joined, LINK_VERSIONS, LinkId, Preamble};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::version::Speaker;
 

@@ -21,7 +21,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use towpath_protocol::channel::{Class, Leg};
+use towpath_protocol::class::{Class, Leg};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
@@ -223,8 +223,8 @@ async fn serve(mut stream: UnixStream, usage: Usage) -> io::Result<()> {
 
 /// Skips the `Accepted` that every service receives first.
 async fn skip_accepted(stream: &mut UnixStream) -> io::Result<()> {
-    use towpath_protocol::channel::Preamble;
     use towpath_protocol::frame::HEADER_BYTES;
+    use towpath_protocol::preamble::Preamble;
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).await?;
     let header = Preamble::parse_header(&header).map_err(io::Error::other)?;

@@ -20,8 +20,8 @@ use towpath_forecast::forecaster::Forecaster;
 use towpath_forecast::history::{History, Sample};
 use towpath_forecast::moment::Moment;
 use towpath_forecast::zone::Zone;
-use towpath_protocol::channel::LinkId;
 use towpath_protocol::identity::Name;
+use towpath_protocol::preamble::LinkId;
 use towpath_protocol::rate::Rate;
 
 use crate::config::Config;

@@ -22,9 +22,10 @@ use tokio::time::{
 };
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::amounts::{micros, millis, per_second};
-use towpath_protocol::channel::{BENCH_SERVICE, Class, Leg, Open};
+use towpath_protocol::class::{Class, Leg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
+use towpath_protocol::preamble::{BENCH_SERVICE, Open};
 use towpath_protocol::size::Size;
 use utoipa::ToSchema;
 

@@ -13,7 +13,7 @@ use prometheus::{
 };
 use towpath_certs::Rejection;
 use towpath_forecast::forecaster::{Forecaster, Horizon};
-use towpath_protocol::channel::{Class, Leg};
+use towpath_protocol::class::{Class, Leg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 

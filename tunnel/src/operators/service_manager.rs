@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use towpath_daemon::liveness::{self, Part};
 use towpath_daemon::notify;
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::core::Core;

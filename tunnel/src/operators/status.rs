@@ -11,7 +11,7 @@ use rustls::NamedGroup;
 use towpath_certs::{Freshness, tls};
 use towpath_forecast::moment::Moment;
 use towpath_protocol::amounts::micros;
-use towpath_protocol::channel::{Class, Leg, PerLeg};
+use towpath_protocol::class::{Class, Leg, PerLeg};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 

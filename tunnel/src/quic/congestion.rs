@@ -9,7 +9,7 @@ use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use tokio::sync::Notify;
 use towpath_protocol::amounts::nanos;
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 use towpath_protocol::time::Instant;
 
 use crate::path::estimate::{Ack, Estimate, Estimator};

@@ -17,7 +17,7 @@ use std::time::Instant;
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime as Driver, TokioRuntime};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
-use towpath_protocol::channel::{Leg, PerLeg};
+use towpath_protocol::class::{Leg, PerLeg};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::quic::batch::Batched;

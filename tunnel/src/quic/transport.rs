@@ -11,7 +11,7 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use towpath_daemon::activation;
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Limits;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use quinn::{ReadExactError, RecvStream, SendStream, VarInt};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
-use towpath_protocol::channel::Preamble;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::preamble::Preamble;
 
 /// The codes that end streams and connections, with their numbers on the wire; a number is never
 /// given to another code.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant as StdInstant};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
-use towpath_protocol::channel::{Class, PerLeg};
+use towpath_protocol::class::{Class, PerLeg};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 

@@ -38,7 +38,7 @@ mod unseen;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use towpath_protocol::channel::{Class, Leg, PerLeg};
+use towpath_protocol::class::{Class, Leg, PerLeg};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 

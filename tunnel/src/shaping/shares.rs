@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use towpath_daemon::config::InvalidValue;
 pub use towpath_forecast::timetable::Week;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::rate::Rate;
 use utoipa::ToSchema;
 

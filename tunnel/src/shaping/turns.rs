@@ -7,7 +7,7 @@
 //! one writer waits for the connection.
 
 use tokio::sync::{Mutex, MutexGuard};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 
 /// Most bytes of one turn: what the shaper grants at once, so that a small write waits for little.
 pub(crate) const PIECE_BYTES: usize = 64 * 1024;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use quinn::{RecvStream, SendStream, VarInt};
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 use towpath_protocol::fault::Code;
 
 use crate::links::link::{Carrying, Link};

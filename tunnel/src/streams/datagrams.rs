@@ -24,8 +24,8 @@ use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::StreamId;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::preamble::StreamId;
 
 use crate::channels::{ChannelSpec, Place, Serving};
 use crate::core::Core;

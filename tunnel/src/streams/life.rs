@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
-use towpath_protocol::channel::{LinkId, Preamble, Received, Resume};
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::preamble::{LinkId, Preamble, Received, Resume};
 
 use crate::core::Core;
 use crate::links::link::Link;

@@ -11,9 +11,10 @@ use towpath_daemon::lines::RateLimit;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_daemon::socket::Socket;
 use towpath_daemon::stream::with_remedy_inline;
-use towpath_protocol::channel::{Begin, Class, Leg, Open, Preamble, TRUST_SERVICE};
+use towpath_protocol::class::{Class, Leg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
+use towpath_protocol::preamble::{Begin, Open, Preamble, TRUST_SERVICE};
 
 use crate::core::{self, Core};
 use crate::links::link::Link;

@@ -24,8 +24,8 @@ use quinn::{ReadError, StoppedError, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
-use towpath_protocol::channel::Received;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::preamble::Received;
 
 use crate::links::control::REPORT_DELAY;
 use crate::links::link::Link;

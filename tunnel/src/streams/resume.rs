@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use towpath_protocol::channel::Received;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::preamble::Received;
 
 /// Unreported bytes at which a report is sent at once: half of the usual tail, which grows to three
 /// times what a faster path holds, so that a sender never waits for a report. Each report wakes

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use towpath_protocol::channel::{Class, Leg, PerLeg};
+use towpath_protocol::class::{Class, Leg, PerLeg};
 use towpath_protocol::identity::Name;
 
 /// Seats of a leg reserved for moves: each move needs three on one leg and one on the other.

@@ -14,10 +14,11 @@ use tokio::time::timeout;
 use towpath_certs::view;
 use towpath_daemon::lines::RateLimit;
 use towpath_daemon::stream::make_room;
-use towpath_protocol::channel::{Accepted, Begin, Leg, Open, Preamble, Resume};
+use towpath_protocol::class::Leg;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::preamble::{Accepted, Begin, Open, Preamble, Resume};
 
 use crate::channels::Resetting;
 use crate::core::Core;

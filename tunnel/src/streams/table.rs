@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
-use towpath_protocol::channel::{Class, Leg, LinkId, PerLeg, Received, RunId, StreamId};
+use towpath_protocol::class::{Class, Leg, PerLeg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::preamble::{LinkId, Received, RunId, StreamId};
 use towpath_protocol::rate::Rate;
 
 use crate::links::link::Link;

@@ -9,7 +9,7 @@
 //! - the rest of what the path holds, within an ordinary window, first come first served;
 //! - more, only in step with what its own reader has recently taken.
 
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 
 use crate::path::windows::{KEPT_BYTES, RECEIVE_BYTES};
 

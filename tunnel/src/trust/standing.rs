@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use towpath_certs::{Identity, view};
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 

@@ -26,10 +26,11 @@ use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
 use towpath_daemon::client::Client;
 use towpath_daemon::stream;
-use towpath_protocol::channel::{Accepted, Class, Open, Preamble};
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::preamble::{Accepted, Open, Preamble};
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 

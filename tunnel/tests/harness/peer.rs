@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig};
-use towpath_protocol::channel::{Join, LINK_VERSIONS, Leg, LinkId, Preamble, RunId};
+use towpath_protocol::class::Leg;
 use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::preamble::{Join, LINK_VERSIONS, LinkId, Preamble, RunId};
 
 use super::{Door, soon};
 

@@ -16,7 +16,7 @@ use towpath_bench::relay::Direction;
 use towpath_certs::register::Reason;
 use towpath_certs::renewal::{LIST_VALIDITY, RevocationTarget};
 use towpath_certs::{Authority, Identity, IdentityPaths, Validity, view};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::CertificateStatusView;

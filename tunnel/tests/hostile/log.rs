@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use towpath_protocol::channel::{LinkId, Preamble, Received};
+use towpath_protocol::preamble::{LinkId, Preamble, Received};
 
 use crate::MEMORY;
 use crate::harness::kept::Kept;

@@ -20,7 +20,8 @@ use tokio::sync::RwLock;
 use towpath_bench::flood::flood;
 use towpath_bench::relay::Direction;
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Preamble, RunId};
+use towpath_protocol::class::{Class, Leg};
+use towpath_protocol::preamble::{Join, LINK_VERSIONS, LinkId, Preamble, RunId};
 use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
 

@@ -4,7 +4,8 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError};
-use towpath_protocol::channel::{Begin, Class, LinkId, Open, Preamble, StreamId};
+use towpath_protocol::class::Class;
+use towpath_protocol::preamble::{Begin, LinkId, Open, Preamble, StreamId};
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::PeerConfig;
 

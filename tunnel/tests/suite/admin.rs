@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::status::{ClassView, LinkState, SCHEMA, StatusView};

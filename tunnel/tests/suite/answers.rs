@@ -3,7 +3,7 @@
 use crate::harness::{Pair, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 
 /// The length of a service's refusal of an upload: more than a socket buffers.
 const ANSWER_BYTES: usize = 1 << 20;

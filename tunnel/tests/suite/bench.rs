@@ -4,7 +4,7 @@
 use crate::harness::{Pair, name, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::bench_service::{BenchRequest, SOCKET, USAGE_BYTES, Usage};
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use towpath_bench::relay::{Control, Direction, Door, Options, Relay, Side};
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;

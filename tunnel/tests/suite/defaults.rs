@@ -7,7 +7,8 @@ use crate::harness::{Door, accept, echo, name, soon};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::net::UnixListener;
 use tokio::time::timeout;
-use towpath_protocol::channel::{Begin, Class, LinkId, Open, Preamble, StreamId};
+use towpath_protocol::class::Class;
+use towpath_protocol::preamble::{Begin, LinkId, Open, Preamble, StreamId};
 use towpath_tunnel::config::Limits;
 
 /// Most unread bytes that are kept of a peer's connection, and additional bytes that sockets and

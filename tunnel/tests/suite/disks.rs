@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::register::Reason;
 use towpath_certs::renewal::{LIST_VALIDITY, RevocationTarget};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;

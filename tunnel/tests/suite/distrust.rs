@@ -98,7 +98,7 @@ async fn a_peer_of_an_unknown_authority_is_told_from_one_that_does_not_answer() 
         &sites.edge_config.socket,
         "region",
         "echo",
-        towpath_protocol::channel::Class::App,
+        towpath_protocol::class::Class::App,
     );
     let refused = asked.await.unwrap_err();
     assert!(refused.detail.contains("does not trust"), "{refused}");

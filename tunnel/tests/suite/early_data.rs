@@ -9,7 +9,8 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls::server::ServerSessionMemoryCache;
 use towpath_certs::{Rejections, tls};
-use towpath_protocol::channel::{Class, Leg, LinkId, Preamble};
+use towpath_protocol::class::{Class, Leg};
+use towpath_protocol::preamble::{LinkId, Preamble};
 use towpath_protocol::version::VersionRange;
 
 use crate::handshake::begin;

@@ -10,7 +10,7 @@ use crate::harness::{Pair, echo, soon, until};
 use tokio::io::AsyncReadExt;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::renewal::{LIST_VALIDITY, RevocationTarget};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::config::Config;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::harness::{Pair, name, soon};
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::{Config, PeerConfig};
 use towpath_tunnel::status::{ForecastDocument, QuantilesView, StatusView};

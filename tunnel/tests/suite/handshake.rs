@@ -19,12 +19,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::UnixListener;
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::{
-    Begin, Class, LinkId, Open, PathReport, Preamble, Received, Resume, StreamId,
-};
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint as Place;
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::preamble::{
+    Begin, LinkId, Open, PathReport, Preamble, Received, Resume, StreamId,
+};
 use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::{Config, Limits};

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use crate::harness::kept::Kept;
 use crate::harness::{Pair, check_answers, metric, name, until};
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::Config;

@@ -12,7 +12,7 @@ use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
 use towpath_certs::Validity;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;

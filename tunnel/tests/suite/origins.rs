@@ -4,7 +4,7 @@ use crate::harness::{Pair, check_answers, echo, metric, name, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::harness::{Pair, accept, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_bench::relay::{Direction, Side};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 
 /// The payload of a jumbo frame, in bytes.
 const JUMBO_BYTES: u16 = 8952;

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_certs::Authority;
 use towpath_certs::renewal::LIST_VALIDITY;
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::identity::Name;
 use towpath_tunnel::config::{Config, PeerConfig};
 

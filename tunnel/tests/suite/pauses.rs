@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use towpath_daemon::client::Client;
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::ServiceConfig;

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, timeout};
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::channels::ChannelSpec;

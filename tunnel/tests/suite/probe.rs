@@ -10,7 +10,7 @@ use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::bench_service::SOCKET;
 use towpath_tunnel::config::{Config, ProbeConfig, ServiceConfig};

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::harness::{Pair, check_answers, metric, name, until};
 use tokio::net::UdpSocket;
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
 use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;

@@ -7,7 +7,7 @@ use crate::reload::write;
 use crate::reload_services::{Hub, check_ends, check_lives};
 use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, ProbeConfig};

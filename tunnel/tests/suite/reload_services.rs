@@ -7,7 +7,7 @@ use crate::harness::{Pair, accept, name, open, soon, until};
 use crate::reload::write;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UdpSocket, UnixListener, UnixStream};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::channels::ChannelSpec;

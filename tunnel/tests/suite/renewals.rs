@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::status::ChannelView;
 

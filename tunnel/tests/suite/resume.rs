@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use towpath_bench::relay::{Control, Direction, Queue, Side};
 use towpath_daemon::client::Client;
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::channels::ChannelSpec;

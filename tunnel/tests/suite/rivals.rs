@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
 use towpath_certs::Validity;
 use towpath_certs::authority::LEAF_VALIDITY;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;

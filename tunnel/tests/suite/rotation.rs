@@ -15,7 +15,7 @@ use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, OtherAuthority, RevocationTarget};
 use towpath_certs::{Authority, Validity};
 use towpath_daemon::stream;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::Instant;
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use crate::harness::kept::Kept;
 use crate::harness::{Pair, SOON, name, until};
-use towpath_protocol::channel::{Class, Open, Preamble};
+use towpath_protocol::class::Class;
+use towpath_protocol::preamble::{Open, Preamble};
 
 /// The user `nobody`.
 const NOBODY: u32 = 65_534;

@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep, timeout};
 use towpath_bench::relay::{Direction, Side};
 use towpath_daemon::stream;
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::{Class, Open, Preamble};
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
+use towpath_protocol::preamble::{Open, Preamble};
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::{Config, PeerConfig};
 

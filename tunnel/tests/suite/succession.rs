@@ -14,8 +14,9 @@ use quinn::{Connection, RecvStream, SendStream};
 use towpath_certs::Authority;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, OtherAuthority, RevocationTarget};
-use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Preamble, RunId};
+use towpath_protocol::class::{Class, Leg};
 use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::preamble::{Join, LINK_VERSIONS, LinkId, Preamble, RunId};
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::status::LinkView;
 

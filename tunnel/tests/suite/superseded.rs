@@ -8,8 +8,9 @@ use crate::harness::{Door, echo, open, soon};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::net::{UdpSocket, UnixListener};
 use tokio::time::{sleep, timeout};
-use towpath_protocol::channel::{Class, LinkId, Preamble, Received, Resume, StreamId};
+use towpath_protocol::class::Class;
 use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::preamble::{LinkId, Preamble, Received, Resume, StreamId};
 
 /// Longer than a tunnel takes to dial once it has a reason to.
 const QUIET: Duration = Duration::from_millis(1500);

@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use towpath_bench::relay::Direction;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 
 /// Concurrent full streams: with three or more, some are neither first nor last.
 const STREAMS: usize = 4;

@@ -14,11 +14,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, timeout_at};
 use towpath_certs::{Identity, Rejections, tls};
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::{
-    Class, LINK_VERSIONS, LinkId, Preamble, Received, Resume, RunId, StreamId,
-};
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::preamble::{
+    LINK_VERSIONS, LinkId, Preamble, Received, Resume, RunId, StreamId,
+};
 use towpath_tunnel::Tunnel;
 
 /// The answer of a peer that accepts a stream.
@@ -283,7 +284,7 @@ async fn takes_and_closes(endpoint: quinn::Endpoint) {
                 return;
             };
             answer_if_any(&mut recv).await;
-            let joined = Preamble::Joined(towpath_protocol::channel::Joined {
+            let joined = Preamble::Joined(towpath_protocol::preamble::Joined {
                 version: LINK_VERSIONS.max,
                 receive_rate_max: None,
                 run: RunId(5),

@@ -6,8 +6,9 @@ use quinn::Endpoint;
 use quinn::crypto::rustls::QuicServerConfig;
 use towpath_certs::{Identity, Rejections, tls};
 use towpath_daemon::client::Client;
-use towpath_protocol::channel::{Class, Joined, LINK_VERSIONS, Preamble, RunId};
+use towpath_protocol::class::Class;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::preamble::{Joined, LINK_VERSIONS, Preamble, RunId};
 use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
@@ -74,7 +75,7 @@ async fn f29_a_peer_that_dials_and_speaks_no_version_of_ours_is_told_both_ranges
         assert_eq!(door.region.status().links[0].host, None);
     }
     // With a version in common there is a link, and the reason is no longer shown.
-    let link = crate::harness::peer::joined(&door, towpath_protocol::channel::LinkId(8)).await;
+    let link = crate::harness::peer::joined(&door, towpath_protocol::preamble::LinkId(8)).await;
     until("it is up", || door.region.status().links[0].reason == "up").await;
     drop(link);
 }

@@ -6,7 +6,7 @@ use crate::harness::{Pair, soon, waited};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 use towpath_bench::relay::{Direction, Side};
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 
 /// A cap that any machine can use up, as text and in bytes per second.
 const CAP: (&str, u64) = ("20Mbit", 2_500_000);

@@ -14,7 +14,7 @@ use towpath_bench::lab::{Host, Lab};
 use towpath_bench::program::{Process, write_config};
 use towpath_bench::sites::{Failure, add_channel, site, sites_that_meet};
 use towpath_certs::Authority;
-use towpath_protocol::channel::Class;
+use towpath_protocol::class::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::UDP_PAYLOAD_BYTES;
 

@@ -26,7 +26,8 @@ use towpath_bench::program::{
 };
 use towpath_bench::sites::{Failure, sites_that_meet};
 use towpath_daemon::stream;
-use towpath_protocol::channel::{Class, Open};
+use towpath_protocol::class::Class;
+use towpath_protocol::preamble::Open;
 use towpath_tunnel::config::Config;
 
 /// Bytes per run, and runs of each side.

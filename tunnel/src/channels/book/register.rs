@@ -126,7 +126,7 @@ impl Book {
 mod tests {
     use std::sync::Arc;
 
-    use towpath_protocol::channel::Class;
+    use towpath_protocol::class::Class;
 
     use super::*;
     use crate::channels::book::{Change, Origin};

@@ -147,8 +147,9 @@ mod tests {
     use tempfile::TempDir;
     use towpath_certs::authority::LEAF_VALIDITY;
     use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
-    use towpath_protocol::channel::{LINK_VERSIONS, Leg, LinkId, PerLeg, RunId};
+    use towpath_protocol::class::{Leg, PerLeg};
     use towpath_protocol::identity::{HostIdentity, Name};
+    use towpath_protocol::preamble::{LINK_VERSIONS, LinkId, RunId};
 
     use super::super::Joint;
     use super::*;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use quinn::{ConnectionStats, FrameStats, UdpStats};
-use towpath_protocol::channel::PerLeg;
+use towpath_protocol::class::PerLeg;
 
 use super::measured::Totals;
 use crate::links::watchdog::{Counted, Hearing, Watch};

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use quinn::ConnectionStats;
-use towpath_protocol::channel::{Class, Leg, PerLeg};
+use towpath_protocol::class::{Class, Leg, PerLeg};
 
 use super::Link;
 use crate::operators::health;

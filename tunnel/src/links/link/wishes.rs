@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use towpath_protocol::channel::PathReport;
+use towpath_protocol::preamble::PathReport;
 use towpath_protocol::rate::Rate;
 
 use super::Link;

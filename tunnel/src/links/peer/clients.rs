@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use towpath_certs::{Identity, Rejections, tls};
-use towpath_protocol::channel::Leg;
+use towpath_protocol::class::Leg;
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::Name;
 

@@ -128,8 +128,8 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use towpath_protocol::channel::RunId;
     use towpath_protocol::identity::HostIdentity;
+    use towpath_protocol::preamble::RunId;
 
     use super::*;
 
