@@ -7,12 +7,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use towpath_protocol::channel::{
-    Accepted, Class, DETAIL_BYTES_MAX, Leg, Open, Preamble, TRUST_SERVICE,
-};
+use towpath_protocol::class::{Class, Leg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::preamble::{Accepted, DETAIL_BYTES_MAX, Open, Preamble, TRUST_SERVICE};
 
 /// How long the preamble of a freshly accepted connection may take. The tunnel sends it with its
 /// first write, so a longer wait means that the peer is not the tunnel.
@@ -124,11 +123,7 @@ pub fn check_trust(tunnel: &Path, site: &Name, wait: Duration) -> Result<(), Fau
         service: TRUST_SERVICE.parse().expect("the service's name is a name"),
         class: Class::Control,
     };
-    match open_stream(tunnel, &open, wait) {
-        // A tunnel of an earlier release has neither this service nor revocation lists.
-        Err(fault) if fault.code == Code::NotFound => Ok(()),
-        asked => asked.map(|_| ()),
-    }
+    open_stream(tunnel, &open, wait).map(|_| ())
 }
 
 /// Reads who opened a stream that the tunnel has just handed over.
@@ -226,7 +221,7 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
     use std::thread;
-    use towpath_protocol::channel::Class;
+    use towpath_protocol::class::Class;
 
     fn open() -> Open {
         Open {

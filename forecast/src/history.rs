@@ -16,13 +16,7 @@ use crate::season::Hour;
 const MAGIC: [u8; 8] = *b"TOWPATHF";
 
 /// The version of the file format.
-const VERSION: u32 = 3;
-
-/// Version 1: slots end after `down_seconds`. Still readable.
-const VERSION_WITHOUT_CAPS: u32 = 1;
-
-/// Version 2: slots end after `capped_seconds`, so of caps only the mean is known. Still readable.
-const VERSION_OF_MEANS: u32 = 2;
+const VERSION: u32 = 1;
 
 /// Grains: seconds per slot, and the number of slots kept, for a week, half a year and five years.
 const GRAINS: [(u64, usize); 3] = [(300, 2016), (HOUR_SECONDS, 4368), (86_400, 1830)];
@@ -159,35 +153,23 @@ impl Slot {
         bytes.extend(self.held.to_le_bytes());
     }
 
-    fn decode(version: u32, bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
+    fn decode(bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
         let rate = |bytes: &mut Bytes<'_>| {
             let rate = f32::from_le_bytes(bytes.take()?);
             let is_rate = rate.is_finite() && rate >= 0.0;
             is_rate.then_some(rate).ok_or_else(|| damaged("a rate"))
         };
-        let mut slot = Self {
+        Ok(Self {
             capacity: rate(bytes)?,
             bound: rate(bytes)?,
             seen_seconds: u32::from_le_bytes(bytes.take()?),
             bound_seconds: u32::from_le_bytes(bytes.take()?),
             down_seconds: u32::from_le_bytes(bytes.take()?),
-            ..Self::default()
-        };
-        if version > VERSION_WITHOUT_CAPS {
-            slot.capped = rate(bytes)?;
-            slot.capped_seconds = u32::from_le_bytes(bytes.take()?);
-        }
-        if version > VERSION_OF_MEANS {
-            slot.peak = rate(bytes)?;
-            slot.held = rate(bytes)?;
-        } else {
-            // Older versions kept only the means, which are the best estimates of both.
-            if slot.capped_seconds >= SEEN_SECONDS_MIN {
-                slot.held = slot.capped;
-            }
-            slot.peak = slot.carried().map_or(0.0, short);
-        }
-        Ok(slot)
+            capped: rate(bytes)?,
+            capped_seconds: u32::from_le_bytes(bytes.take()?),
+            peak: rate(bytes)?,
+            held: rate(bytes)?,
+        })
     }
 }
 
@@ -253,7 +235,7 @@ impl Ring {
         }
     }
 
-    fn decode(version: u32, grain: (u64, usize), bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
+    fn decode(grain: (u64, usize), bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
         let mut ring = Self::new(grain);
         let grain_seconds = u64::from_le_bytes(bytes.take()?);
         let count = u64::from_le_bytes(bytes.take()?);
@@ -264,7 +246,7 @@ impl Ring {
             return Err(damaged("a grain, a count or a time"));
         }
         for _ in 0..count {
-            ring.slots.push_back(Slot::decode(version, bytes)?);
+            ring.slots.push_back(Slot::decode(bytes)?);
         }
         Ok(ring)
     }
@@ -399,7 +381,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// `E_META` if they are damaged, `E_VERSION` if a newer release has written them.
+    /// `E_META` if they are damaged, `E_VERSION` if another release has written them.
     pub fn decode(bytes: &[u8]) -> Result<Self, Fault> {
         if bytes.len() > ENCODED_BYTES_MAX {
             return Err(damaged("its length"));
@@ -415,18 +397,13 @@ impl History {
             return Err(damaged("its beginning"));
         }
         let version = u32::from_le_bytes(rest.take()?);
-        if version < VERSION_WITHOUT_CAPS {
-            return Err(damaged("its version"));
-        }
-        if version > VERSION {
-            let detail = format!(
-                "a history of version {version}; this release knows {VERSION_WITHOUT_CAPS} to {VERSION}"
-            );
+        if version != VERSION {
+            let detail = format!("a history of version {version}; this release knows {VERSION}");
             return Err(Fault::new(Code::Version, detail));
         }
         let mut history = Self::default();
         for (ring, grain) in history.rings.iter_mut().zip(GRAINS) {
-            *ring = Ring::decode(version, grain, &mut rest)?;
+            *ring = Ring::decode(grain, &mut rest)?;
         }
         if !rest.0.is_empty() {
             return Err(damaged("bytes after its end"));
@@ -509,32 +486,6 @@ mod tests {
             hour_of(&[(reached, 900), (Sample::Down, 2700)]),
             Hour::AtLeast(5e5)
         );
-    }
-
-    #[test]
-    fn histories_of_the_versions_before_are_read() {
-        let mut history = History::default();
-        history.observe(at(0), Sample::Capacity(1e6), 10);
-        history.peak(at(0), 1e6);
-        history.observe(at(7200), Sample::ApplicationLimited(5e5), 60);
-        history.peak(at(7200), 5e5);
-        let bytes = history.encode();
-        // Without the last fields of each slot, the bytes are those of the older version.
-        for (version, slot_bytes) in [(VERSION_WITHOUT_CAPS, 20), (VERSION_OF_MEANS, 28)] {
-            let mut before = [&MAGIC[..], &version.to_le_bytes()].concat();
-            let mut rest = &bytes[before.len()..bytes.len() - 4];
-            for ring in &history.rings {
-                let (head, slots) = rest.split_at(24);
-                let (slots, after) = slots.split_at(ring.slots.len() * SLOT_BYTES);
-                before.extend(head);
-                slots
-                    .chunks(SLOT_BYTES)
-                    .for_each(|slot| before.extend(&slot[..slot_bytes]));
-                rest = after;
-            }
-            before.extend(crc32c::crc32c(&before).to_le_bytes());
-            assert_eq!(History::decode(&before).unwrap(), history);
-        }
     }
 
     #[test]

@@ -58,13 +58,7 @@ pub const TRUST_SERVICE: &str = "trust";
 pub const BENCH_SERVICE: &str = "bench";
 
 /// The versions of the link protocol that this release speaks.
-///
-/// Version 1, whose streams died with their connection, was never released. Version 3 adds
-/// [`Preamble::Path`].
-pub const LINK_VERSIONS: VersionRange = VersionRange { min: 2, max: 3 };
-
-/// The version from which a tunnel understands [`Preamble::Path`].
-pub const PATH_REPORT_VERSION: u16 = 3;
+pub const LINK_VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
 
 /// Most reports in one preamble. Each is at most 30 bytes long.
 pub const REPORT_COUNT_MAX: usize = 32;
@@ -236,7 +230,7 @@ pub enum Preamble {
     Reports(Vec<Report>),
     /// A stream ended before its regular end.
     Cut(Cut),
-    /// News of the path. From [`PATH_REPORT_VERSION`] on.
+    /// News of the path.
     Path(PathReport),
 }
 

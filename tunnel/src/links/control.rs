@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::preamble::{
-    Cut, PATH_REPORT_VERSION, PathReport, Preamble, REPORT_COUNT_MAX, Received, Report, StreamId,
+    Cut, PathReport, Preamble, REPORT_COUNT_MAX, Received, Report, StreamId,
 };
 use towpath_protocol::rate::Rate;
 
@@ -226,7 +226,7 @@ async fn talk(
                     say(link, &mut send, &word, stall).await?;
                 }
             }
-            report = link.news.take(), if link.version >= PATH_REPORT_VERSION => {
+            report = link.news.take() => {
                 say(link, &mut send, &Preamble::Path(report), stall).await?;
             }
             _ = unheard.changed() => {}
