@@ -14,6 +14,8 @@
 //!            Nack, MissingPart, Complete, Mark
 //! ```
 
+mod kind;
+
 use aegis::aegis128x4::Aegis128X4Mac;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +26,8 @@ use crate::image::Manifest;
 use crate::ownership::Root;
 use crate::space::{BLOCK_COUNT_MAX, BlockRun, Geometry, SPACE_COUNT_MAX, SpaceId};
 use crate::version::VersionRange;
+
+use kind::Kind;
 
 /// Most raw bytes of blocks in one chunk. Bulk travels in small pieces so that an urgent stream
 /// never waits long behind one (256 KiB cost 5 ms at 200 Mbit/s, measured).
@@ -318,10 +322,10 @@ pub enum Message {
 }
 
 /// Kind byte of a chunk's frame.
-pub const KIND_CHUNK: u8 = 16;
+pub const KIND_CHUNK: u8 = Kind::Chunk as u8;
 
 /// Highest kind byte that this version knows. Kinds begin at 1.
-pub const KIND_MAX: u8 = 24;
+pub const KIND_MAX: u8 = Kind::Mark as u8;
 
 const CHUNK_FIXED_BYTES: usize = 8 + 4 + 2 + 1 + 1 + 16;
 const RUN_BYTES: usize = 8 + 4;
@@ -335,15 +339,15 @@ const CHUNK_FLAGS: u8 = FLAG_CRITICAL | FLAG_DIGESTED;
 
 const _: () = assert!(CHUNK_HEAD_BYTES_MAX - HEADER_BYTES <= DIGESTED_HEAD_BYTES);
 
+/// Largest body of a kind that this version does not know.
+const UNKNOWN_BODY_BYTES_MAX: u32 = 1024;
+
 /// Largest body of each kind, checked before the body is read.
 #[must_use]
 pub const fn body_bytes_max(kind: u8) -> u32 {
-    match kind {
-        3 => 32 * 1024,
-        7 => 61 * 1024,
-        8 => 44 * 1024,
-        KIND_CHUNK => frame::BODY_BYTES_MAX,
-        _ => 1024,
+    match Kind::from_byte(kind) {
+        Some(kind) => kind.body_bytes_max(),
+        None => UNKNOWN_BODY_BYTES_MAX,
     }
 }
 
@@ -351,30 +355,34 @@ impl Message {
     /// The kind byte.
     #[must_use]
     pub const fn kind(&self) -> u8 {
+        self.known_kind() as u8
+    }
+
+    const fn known_kind(&self) -> Kind {
         match self {
-            Self::Hello(_) => 1,
-            Self::Welcome(_) => 2,
-            Self::Prepare(_) => 3,
-            Self::Prepared(_) => 4,
-            Self::Refused(_) => 5,
-            Self::Received(_) => 6,
-            Self::StatePart(_) => 7,
-            Self::MissingPart(_) => 8,
-            Self::MissingEnd(_) => 9,
-            Self::FinalEnd(_) => 10,
-            Self::Ready(_) => 11,
-            Self::Commit(..) => 12,
-            Self::Ack(_) => 13,
-            Self::Nack(_) => 14,
-            Self::Abort(_) => 15,
-            Self::Complete => 17,
-            Self::FinalBegin => 22,
-            Self::Manifest(_) => 23,
-            Self::Released => 18,
-            Self::Demand(..) => 19,
-            Self::Ping(_) => 20,
-            Self::Pong(_) => 21,
-            Self::Mark(_) => 24,
+            Self::Hello(_) => Kind::Hello,
+            Self::Welcome(_) => Kind::Welcome,
+            Self::Prepare(_) => Kind::Prepare,
+            Self::Prepared(_) => Kind::Prepared,
+            Self::Refused(_) => Kind::Refused,
+            Self::Received(_) => Kind::Received,
+            Self::StatePart(_) => Kind::StatePart,
+            Self::MissingPart(_) => Kind::MissingPart,
+            Self::MissingEnd(_) => Kind::MissingEnd,
+            Self::FinalEnd(_) => Kind::FinalEnd,
+            Self::Ready(_) => Kind::Ready,
+            Self::Commit(..) => Kind::Commit,
+            Self::Ack(_) => Kind::Ack,
+            Self::Nack(_) => Kind::Nack,
+            Self::Abort(_) => Kind::Abort,
+            Self::Complete => Kind::Complete,
+            Self::Released => Kind::Released,
+            Self::Demand(..) => Kind::Demand,
+            Self::Ping(_) => Kind::Ping,
+            Self::Pong(_) => Kind::Pong,
+            Self::FinalBegin => Kind::FinalBegin,
+            Self::Manifest(_) => Kind::Manifest,
+            Self::Mark(_) => Kind::Mark,
         }
     }
 
@@ -398,13 +406,9 @@ impl Message {
             Self::Demand(space, block) => put(&(space, block), out),
             Self::Mark(epoch) => put(epoch, out),
         }
-        // A side that does not know a manifest finds the difference without it, and one that does
-        // not know a mark gets the refusal after it.
-        let flags = match self {
-            Self::Manifest(_) | Self::Mark(_) => 0,
-            _ => FLAG_CRITICAL,
-        };
-        frame::finish_frame(self.kind(), flags, start, out);
+        let kind = self.known_kind();
+        let flags = if kind.is_critical() { FLAG_CRITICAL } else { 0 };
+        frame::finish_frame(kind as u8, flags, start, out);
     }
 
     /// Parses the body of a frame whose header and checksum are valid.
@@ -415,42 +419,39 @@ impl Message {
     /// parse or has impossible values, `E_RANGE` for a part of a block set that is out of range,
     /// `E_FRAMING` if bytes are left over.
     pub fn decode(kind: u8, body: &[u8]) -> Result<Self, Fault> {
-        let message = match kind {
-            1 => Self::Hello(get(kind, body)?),
-            2 => Self::Welcome(get(kind, body)?),
-            3 => Self::Prepare(checked_prepare(get(kind, body)?)?),
-            4 => Self::Prepared(get(kind, body)?),
-            5 => Self::Refused(checked_reason(get(kind, body)?)?),
-            6 => Self::Received(get(kind, body)?),
-            7 => Self::StatePart(checked_state_part(body)?),
-            8 => Self::MissingPart(checked_missing(get(kind, body)?)?),
-            9 => Self::MissingEnd(get(kind, body)?),
-            10 => Self::FinalEnd(checked_final_end(get(kind, body)?)?),
-            11 => Self::Ready(get(kind, body)?),
-            12 => {
+        let unknown = || Fault::new(Code::UnknownKind, format!("message kind {kind}"));
+        let message = match Kind::from_byte(kind).ok_or_else(unknown)? {
+            Kind::Hello => Self::Hello(get(kind, body)?),
+            Kind::Welcome => Self::Welcome(get(kind, body)?),
+            Kind::Prepare => Self::Prepare(checked_prepare(get(kind, body)?)?),
+            Kind::Prepared => Self::Prepared(get(kind, body)?),
+            Kind::Refused => Self::Refused(checked_reason(get(kind, body)?)?),
+            Kind::Received => Self::Received(get(kind, body)?),
+            Kind::StatePart => Self::StatePart(checked_state_part(body)?),
+            Kind::MissingPart => Self::MissingPart(checked_missing(get(kind, body)?)?),
+            Kind::MissingEnd => Self::MissingEnd(get(kind, body)?),
+            Kind::FinalEnd => Self::FinalEnd(checked_final_end(get(kind, body)?)?),
+            Kind::Ready => Self::Ready(get(kind, body)?),
+            Kind::Commit => {
                 let (epoch, root) = get(kind, body)?;
                 Self::Commit(epoch, root)
             }
-            13 => Self::Ack(get(kind, body)?),
-            14 => Self::Nack(checked_reason(get(kind, body)?)?),
-            15 => Self::Abort(checked_reason(get(kind, body)?)?),
-            17 => get(kind, body).map(|()| Self::Complete)?,
-            18 => get(kind, body).map(|()| Self::Released)?,
-            19 => {
+            Kind::Ack => Self::Ack(get(kind, body)?),
+            Kind::Nack => Self::Nack(checked_reason(get(kind, body)?)?),
+            Kind::Abort => Self::Abort(checked_reason(get(kind, body)?)?),
+            Kind::Complete => get(kind, body).map(|()| Self::Complete)?,
+            Kind::Released => get(kind, body).map(|()| Self::Released)?,
+            Kind::Demand => {
                 let (space, block) = get(kind, body)?;
                 Self::Demand(space, block)
             }
-            20 => Self::Ping(get(kind, body)?),
-            21 => Self::Pong(get(kind, body)?),
-            22 => get(kind, body).map(|()| Self::FinalBegin)?,
-            23 => Self::Manifest(get(kind, body)?),
-            24 => Self::Mark(get(kind, body)?),
-            _ => {
-                return Err(Fault::new(
-                    Code::UnknownKind,
-                    format!("message kind {kind}"),
-                ));
-            }
+            Kind::Ping => Self::Ping(get(kind, body)?),
+            Kind::Pong => Self::Pong(get(kind, body)?),
+            Kind::FinalBegin => get(kind, body).map(|()| Self::FinalBegin)?,
+            Kind::Manifest => Self::Manifest(get(kind, body)?),
+            Kind::Mark => Self::Mark(get(kind, body)?),
+            // Parsed by itself: [`ChunkHeader::decode`].
+            Kind::Chunk => return Err(unknown()),
         };
         Ok(message)
     }
@@ -459,8 +460,8 @@ impl Message {
 /// Whether this version may skip a header's kind: it is unknown and not marked critical.
 #[must_use]
 pub const fn is_skippable(header: &Header) -> bool {
-    let known = header.kind >= 1 && header.kind <= KIND_MAX;
-    !known && header.flags & FLAG_CRITICAL == 0
+    let is_known = Kind::from_byte(header.kind).is_some();
+    !is_known && header.flags & FLAG_CRITICAL == 0
 }
 
 impl ChunkHeader {
