@@ -32,6 +32,7 @@ const FINISHED_COUNT_MAX: usize = 256;
 
 /// The environment variable that names a step at which this process kills itself. Tests use it to
 /// check that nothing is lost if a daemon dies there.
+/// Builds without debug assertions, as users install them, do not read it.
 const FAILPOINT_VARIABLE: &str = "TOWPATH_FAILPOINT";
 
 /// The guests and moves that the API shows.
@@ -246,7 +247,9 @@ impl Shared {
             quarantine: Mutex::default(),
             leaving: Mutex::default(),
             refusals: RateLimit::default(),
-            failpoint: std::env::var(FAILPOINT_VARIABLE).ok(),
+            failpoint: cfg!(debug_assertions)
+                .then(|| std::env::var(FAILPOINT_VARIABLE).ok())
+                .flatten(),
             config,
         })
     }
