@@ -375,8 +375,8 @@ mod tests {
         let mut text = "# Error codes\n\n\
             A code is never renamed and never used for something else. With each stands the status that a command\n\
             exits with, and in brackets that of a move, where it is another one: one that was refused has changed\n\
-            nothing, and one that has ended does not go on. The table is made from the code;\n\
-            `TOWPATH_UPDATE_DOCS=1 cargo test --workspace --lib table_of_codes` writes it again.\n\n\
+            nothing, and one that has ended does not go on.\n\n\
+            <!-- `TOWPATH_UPDATE_DOCS=1 cargo test --workspace --lib table_of_codes` writes this file. -->\n\n\
             | code | meaning | exit status | what to do |\n|---|---|---|---|\n"
             .to_owned();
         for &code in Code::ALL {
