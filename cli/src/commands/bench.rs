@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 use towpath_daemon::stream::open_stream;
+use towpath_daemon::units::Span;
 use towpath_protocol::amounts::{micros, millis, per_second};
 use towpath_protocol::class::{Class, Leg};
 use towpath_protocol::fault::{Code, Fault};
@@ -18,7 +19,7 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::preamble::{BENCH_SERVICE, Open};
 use towpath_tunnel::bench_service::{BenchRequest, USAGE_BYTES, Usage};
 
-use crate::args::{OutputOption, class};
+use crate::args::{OutputOption, class, span_within};
 use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
 use crate::follow::LiveLine;
@@ -92,11 +93,8 @@ pub(crate) struct Options {
     pub(crate) output: OutputOption,
 }
 
-fn time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    let is_right = (Duration::from_secs(1)..=TIME_MAX).contains(&time);
-    let why = || "must be 1s to 4m".to_owned();
-    is_right.then_some(time).ok_or_else(why)
+fn time(text: &str) -> Result<Duration, Fault> {
+    span_within(text, Duration::from_secs(1)..=TIME_MAX).map(Span::duration)
 }
 
 /// The result of a bench.

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use towpath_daemon::units::Span;
 use towpath_protocol::class::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -13,7 +14,7 @@ use towpath_tunnel::probe::{
 };
 use towpath_tunnel::status::{LinkState, StatusView};
 
-use crate::args::OutputOption;
+use crate::args::{OutputOption, span_within};
 use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
 use crate::follow::LiveLine;
@@ -52,12 +53,8 @@ pub(crate) struct Options {
     pub(crate) output: OutputOption,
 }
 
-fn time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    let is_right = !time.is_zero() && time <= TIME_MAX;
-    is_right
-        .then_some(time)
-        .ok_or_else(|| "must be above 0 and at most 30s".to_owned())
+fn time(text: &str) -> Result<Duration, Fault> {
+    span_within(text, Duration::from_millis(1)..=TIME_MAX).map(Span::duration)
 }
 
 /// Probes the path to a peer.
