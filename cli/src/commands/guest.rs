@@ -353,7 +353,7 @@ impl StartOptions {
 
 /// The refusal to boot a guest with an option it was not made with.
 fn is_another(guest: &GuestView, option: &str) -> Problem {
-    let (name, state) = (&guest.name, word(&guest.state));
+    let (name, state) = (&guest.name, guest.state.as_str());
     let cause = format!("{name} is {state} here, and {option} is not what it was made with");
     Problem::new(Code::GuestExists, cause).remedy(format!(
         "leave {option} out to boot it as it is, or forget it first with `towpath guest stop {name}`"
@@ -361,7 +361,7 @@ fn is_another(guest: &GuestView, option: &str) -> Problem {
 }
 
 fn exists(guest: &GuestView) -> Problem {
-    let (name, state) = (&guest.name, word(&guest.state));
+    let (name, state) = (&guest.name, guest.state.as_str());
     let forget = format!("forget the record with `towpath guest stop {name}`");
     match (guest.state, &guest.moved_to) {
         (GuestState::Moved, Some(host)) => {
@@ -416,8 +416,8 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
         for guest in &list.guests {
             table.row([
                 guest.name.to_string(),
-                word(&guest.kind),
-                word(&guest.state),
+                guest.kind.as_str().to_owned(),
+                guest.state.as_str().to_owned(),
                 guest.epoch.to_string(),
                 bytes(guest.memory_bytes),
                 or_dash(guest.heartbeat_sequence.map(|number| number.to_string())),
@@ -497,9 +497,9 @@ fn guest_fields(guest: &GuestView) -> String {
     fields(&[
         ("name", Some(guest.name.to_string())),
         ("id", Some(guest.id.to_string())),
-        ("kind", Some(word(kind))),
-        ("state", Some(word(&guest.state))),
-        ("ownership", Some(word(&guest.ownership))),
+        ("kind", Some(kind.as_str().to_owned())),
+        ("state", Some(guest.state.as_str().to_owned())),
+        ("ownership", Some(guest.ownership.as_str().to_owned())),
         ("epoch", Some(guest.epoch.to_string())),
         ("memory", Some(bytes(guest.memory_bytes))),
         ("working set", Some(bytes(guest.working_set_bytes))),
@@ -525,14 +525,6 @@ fn guest_fields(guest: &GuestView) -> String {
                 .map(|error| escape(&format!("{}: {}", error.code, error.message))),
         ),
     ])
-}
-
-/// The word that documents use for a value of an enum without fields.
-pub(crate) fn word<T: Serialize>(value: &T) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(word)) => word,
-        other => unreachable!("states are written as one word, not as {other:?}"),
-    }
 }
 
 #[cfg(test)]

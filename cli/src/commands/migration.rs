@@ -8,7 +8,6 @@ use towpath_migrator::api::{MigrationList, MigrationView, Phase, Role};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{MigrationId, Name};
 
-use super::guest::word;
 use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, block_on};
 use crate::failure::Failure;
@@ -143,7 +142,7 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
                 view.guest.to_string(),
                 view.from.to_string(),
                 view.to.to_string(),
-                word(&view.role),
+                view.role.as_str().to_owned(),
                 view.phase.as_str().to_owned(),
                 milliseconds(view.total_ms),
                 or_dash(view.pause_reported_ms.map(milliseconds)),
@@ -322,9 +321,9 @@ fn details(view: &MigrationView) -> String {
     let is_undone = matches!(view.phase, Phase::Failed | Phase::Cancelled);
     let mut rows = report_fields(view);
     rows.extend([
-        ("role", Some(word(&view.role))),
+        ("role", Some(view.role.as_str().to_owned())),
         ("left to go", is_undone.then(|| bytes(left))),
-        ("mode", view.mode.as_ref().map(word)),
+        ("mode", view.mode.map(|mode| mode.as_str().to_owned())),
         (
             "pause allowed",
             view.max_pause_ms

@@ -17,7 +17,6 @@ use towpath_tunnel::status::{
 };
 
 use super::channel::{closed_by_hand, is_explained, now_unix_ms};
-use super::guest::word;
 use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, TunnelSocket, block_on};
 use crate::failure::{Exit, Failure};
@@ -257,7 +256,7 @@ fn host_table(host: &HostView) -> String {
         ("host", Some(host.host.to_string())),
         ("migrator", Some(escape(&host.version))),
         ("ready", Some(ready)),
-        ("tunnel", Some(word(&host.tunnel))),
+        ("tunnel", Some(host.tunnel.as_str().to_owned())),
         ("kvm", Some(kvm)),
         (
             "guests",

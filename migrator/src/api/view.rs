@@ -31,6 +31,18 @@ pub enum GuestKind {
     Process,
 }
 
+impl GuestKind {
+    /// The kind as documents, tables and metrics spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Process => "process",
+        }
+    }
+}
+
 /// The guest to make and run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -144,6 +156,24 @@ pub enum GuestState {
     Quarantined,
 }
 
+impl GuestState {
+    /// The state as documents, tables and metrics spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Incoming => "incoming",
+            Self::Frozen => "frozen",
+            Self::Moved => "moved",
+            Self::Crashed => "crashed",
+            Self::Stopped => "stopped",
+            Self::Absent => "absent",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
 /// Ownership of a guest according to this host's journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -162,6 +192,22 @@ pub enum Ownership {
     Prepared,
     /// Its last offer was refused.
     Refused,
+}
+
+impl Ownership {
+    /// The ownership as documents and tables spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vacant => "vacant",
+            Self::Owned => "owned",
+            Self::Offering => "offering",
+            Self::Relinquished => "relinquished",
+            Self::Released => "released",
+            Self::Prepared => "prepared",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// A guest as its host sees it.
@@ -309,6 +355,17 @@ pub enum LinkState {
     Down,
 }
 
+impl LinkState {
+    /// The state as documents and tables spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
 /// Which stages a move may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -320,6 +377,18 @@ pub enum MigrationMode {
     Pre,
     /// Switch at once and fetch the memory afterwards.
     Post,
+}
+
+impl MigrationMode {
+    /// The mode as documents, options and tables spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Pre => "pre",
+            Self::Post => "post",
+        }
+    }
 }
 
 /// The move to make.

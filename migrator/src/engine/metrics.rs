@@ -9,7 +9,6 @@ use prometheus::{
     Counter, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
 
 use super::ground::{now, unix_ms};
@@ -439,7 +438,7 @@ impl Metrics {
         set(&self.guests_running, guests(GuestState::Running));
         self.guest_info.reset();
         for guest in board.all_guests() {
-            let label = [word(&guest.kind), word(&guest.state)];
+            let label = [guest.kind.as_str(), guest.state.as_str()];
             self.guest_info.with_label_values(&label).inc();
         }
         if let Some(each) = &self.each {
@@ -509,13 +508,6 @@ fn show_build(registry: &Registry) -> Result<(), Fault> {
     let labels = ["migrator", env!("CARGO_PKG_VERSION")];
     register(registry, build)?.with_label_values(&labels).set(1);
     Ok(())
-}
-
-/// A kind or a state as it is spelt in documents.
-fn word(of: &impl Serialize) -> String {
-    let written = serde_json::to_value(of).ok();
-    let word = written.as_ref().and_then(serde_json::Value::as_str);
-    word.unwrap_or("unknown").to_owned()
 }
 
 fn set(gauge: &IntGauge, value: u64) {

@@ -6,7 +6,6 @@ use towpath_protocol::identity::{MigrationId, Name};
 use towpath_protocol::rate::Rate;
 
 use super::heartbeat::Record;
-use crate::commands::guest::word;
 use crate::show::{Table, bytes, escape, milliseconds};
 
 /// Label of the row that is shown only if the link was cut.
@@ -203,7 +202,7 @@ impl Report {
         let dirty = bytes(guest.dirty_pages_per_second.saturating_mul(4096));
         let kind = match guest.kind {
             GuestKind::Kvm => "a KVM machine".to_owned(),
-            GuestKind::Process | GuestKind::Auto => format!("a {} guest", word(&guest.kind)),
+            GuestKind::Process | GuestKind::Auto => format!("a {} guest", guest.kind.as_str()),
         };
         let mut text = format!(
             "guest  {kind} of {}, rewriting {dirty}/s, {} % incompressible\n",
