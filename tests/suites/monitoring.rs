@@ -61,7 +61,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(200);
 const CAP: &str = "20Mbit";
 
 /// How long a forecast may take, on a busy machine.
-const FORECAST_WAIT: Duration = Duration::from_secs(90);
+const FORECAST_WAIT: Duration = Duration::from_secs(240);
 
 /// Labels that Prometheus adds, including that of a histogram's buckets.
 const OUTER_LABELS: [&str; 3] = ["instance", "job", "le"];
