@@ -1,10 +1,6 @@
 //! Reads and writes key files. A key is written once, for its owner only, and is read only if
 //! nobody else can read it. The public files beside it are readable by everybody: a tunnel runs as
 //! a different user than the one that installs its certificate.
-//!
-//! Files are replaced here and not with the daemons' common function, which knows one file at a time
-//! for its owner alone: a certificate and its key change together, and a new file keeps the owner,
-//! group and readers of the old one.
 
 use std::fs::File;
 use std::io::{Read, Write};

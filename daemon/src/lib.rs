@@ -8,7 +8,6 @@
 //! | [`activation`] | sockets that the service manager opened |
 //! | [`stream`] | streams through the tunnel: open one, or accept one |
 //! | [`lock`] | one daemon per folder |
-//! | [`replacement`] | replacing a small file as a whole, durably |
 //! | [`http`] | serving an HTTP API on a Unix socket or on loopback |
 //! | [`openapi`] | describing such an API |
 //! | [`client`] | calling such an API |
@@ -34,7 +33,6 @@ pub mod log;
 pub mod notify;
 pub mod openapi;
 pub mod problem;
-pub mod replacement;
 pub mod shutdown;
 pub mod socket;
 pub mod stream;

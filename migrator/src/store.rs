@@ -16,8 +16,7 @@
 //! Names are [`Name`]s, so they cannot be paths. Folders and files are opened with `openat2`
 //! beneath the root, without following links or crossing file systems. A file must be a regular one
 //! of our own with one name, so a planted link, FIFO or device is refused and never written
-//! through. No [`Name`] begins with a dot, so none is that of a file that is not complete yet
-//! ([`UNFINISHED`]).
+//! through.
 
 mod incidents;
 mod kept;
@@ -34,7 +33,6 @@ use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use towpath_daemon::replacement::{self, UNFINISHED};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Name};
 use towpath_protocol::space::Geometry;
@@ -61,6 +59,9 @@ const JOURNAL: &str = "journal";
 pub(crate) const DESCRIPTION: &str = "guest.json";
 
 const RECEIVED: &str = "received";
+
+/// The name of a file until it is complete: no [`Name`] begins with a dot.
+const UNFINISHED: &str = ".unfinished";
 
 /// The state folder of this host's migrator, locked for this process.
 #[derive(Debug)]
@@ -249,7 +250,7 @@ impl GuestFolder {
     ) -> Result<ReceivedFile, Fault> {
         self.remove_received()?;
         let bytes = ReceivedFile::file_bytes(spaces)?;
-        let file = create_file(&self.folder, bytes)?;
+        let file = create_file(&self.folder, UNFINISHED, bytes)?;
         let received = ReceivedFile::create(file, attempt, spaces)?;
         finish_file(&self.folder, RECEIVED)?;
         Ok(received)
@@ -390,7 +391,7 @@ fn create_journal(
     incarnation: u64,
     record: &[u8],
 ) -> Result<Journal<File>, Fault> {
-    let file = create_file(folder, JOURNAL_BYTES)?;
+    let file = create_file(folder, UNFINISHED, JOURNAL_BYTES)?;
     // Data and metadata, so that no later write depends on the file's size or blocks becoming
     // durable.
     file.sync_all()
@@ -436,22 +437,27 @@ fn open_file(folder: &OwnedFd, name: &str, flags: OFlags) -> Result<File, Fault>
     Ok(File::from(file))
 }
 
-/// Creates the unfinished file with its space allocated. Removes what an earlier try left.
-fn create_file(folder: &OwnedFd, bytes: u64) -> Result<File, Fault> {
-    remove_file(folder, UNFINISHED)?;
+/// Creates a new file with its space allocated. Removes what an earlier try left.
+fn create_file(folder: &OwnedFd, name: &str, bytes: u64) -> Result<File, Fault> {
+    remove_file(folder, name)?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-    let file = open_file(folder, UNFINISHED, flags)?;
-    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)
-        .map_err(|errno| fault(UNFINISHED, "cannot have its space", errno))?;
+    let file = open_file(folder, name, flags)?;
+    if bytes > 0 {
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)
+            .map_err(|errno| fault(name, "cannot have its space", errno))?;
+    }
     Ok(file)
 }
 
 /// Replaces a small file as a whole, durably.
 fn write_file(folder: &OwnedFd, name: &str, content: &[u8]) -> Result<(), Fault> {
-    replacement::replace(folder, name, content).map_err(|error| {
-        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        fault(name, "cannot be written", errno)
-    })
+    let mut file = create_file(folder, UNFINISHED, 0)?;
+    file.write_all(content)
+        .and_then(|()| file.sync_all())
+        .map_err(|error| Fault::new(Code::Io, format!("{name} cannot be written: {error}")))?;
+    rustix::fs::renameat(folder, UNFINISHED, folder, name)
+        .map_err(|errno| fault(name, "cannot be put in place", errno))?;
+    sync_folder(folder, name)
 }
 
 /// Renames the unfinished file to `name`, which must be free, durably.

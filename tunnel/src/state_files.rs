@@ -1,15 +1,14 @@
-//! The state folder: owned by one tunnel; its files are replaced as a whole, read up to a limit,
+//! The state folder: owned by one tunnel; its files are replaced atomically, read up to a limit,
 //! and set aside when damaged.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use towpath_daemon::lock::Lock;
-use towpath_daemon::replacement;
 use towpath_protocol::fault::{Code, Fault};
 
 /// Most files set aside under one name. The first ones show how a problem began, and repeated
@@ -38,7 +37,7 @@ impl Aside {
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    /// Held while a file is replaced: an unfinished file has the same name for all writers.
+    /// Held while a file is replaced: two writers of one file would share its temporary copy.
     replacing: Mutex<()>,
     /// Why the last write failed, if it did.
     problem: Mutex<Option<Fault>>,
@@ -117,7 +116,7 @@ impl Folder {
         let path = self.path.join(name);
         let written = {
             let _alone = self.replacing.lock();
-            write(&path, bytes).map_err(|error| failed(&path, &error))
+            write_new(&path, bytes).map_err(|error| failed(&path, &error))
         };
         *self.problem_lock() = written.clone().err();
         written
@@ -160,13 +159,20 @@ fn create(folder: &Path) -> io::Result<()> {
     builder.recursive(true).mode(0o700).create(folder)
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let name = path.file_name().and_then(|name| name.to_str());
-    let (Some(folder), Some(name)) = (path.parent(), name) else {
-        return Err(io::ErrorKind::InvalidFilename.into());
-    };
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
     create(folder)?;
-    replacement::replace(File::open(folder)?, name, bytes)
+    let new = path.with_extension("new");
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(folder)?.sync_all()
 }
 
 fn failed(path: &Path, error: &io::Error) -> Fault {
