@@ -17,7 +17,7 @@ use crate::{MEMORY, resident_bytes};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_that_do_not_answer_cost_little_memory() {
     /// So long that attempts have ended, and others have begun in their place.
-    const DIALLING: Duration = Duration::from_secs(20);
+    const DIALLING: Duration = Duration::from_secs(8);
     let _alone = MEMORY.write().await;
     let world = World::new();
     let mut config = world.site("edge", "site-0");
