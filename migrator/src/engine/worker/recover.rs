@@ -249,15 +249,15 @@ impl Worker {
     /// The fault of a guest whose process runs although the record says that it is only being
     /// received: the journal has lost what came after. To refuse the move would end a guest that
     /// has run here, and let its source run it anew.
+    ///
+    /// A paused process is no sign of that: it may be the frozen one of an earlier stay, and a guest
+    /// that waits for blocks is never paused.
     fn runs_unowned(&mut self) -> Option<Fault> {
         let seen = self.ground.process().and_then(GuestProcess::describe);
         let state = seen.ok()?.state;
         let has_run = matches!(
             state,
-            ProcessState::Running
-                | ProcessState::Paused
-                | ProcessState::Stopped
-                | ProcessState::Crashed { .. }
+            ProcessState::Running | ProcessState::Stopped | ProcessState::Crashed { .. }
         );
         has_run.then(|| {
             let detail = format!(
