@@ -8,6 +8,7 @@ use towpath_protocol::guest_api::{
     WORKING_SET_START_BYTES,
 };
 use towpath_protocol::identity::{Epoch, GuestId, HostIdentity, MigrationId, Name};
+use towpath_protocol::plan::Mode;
 use towpath_protocol::size::Size;
 use utoipa::ToSchema;
 
@@ -380,14 +381,20 @@ pub enum MigrationMode {
 }
 
 impl MigrationMode {
+    /// The mode as the planner knows it.
+    #[must_use]
+    pub const fn stages(self) -> Mode {
+        match self {
+            Self::Auto => Mode::Auto,
+            Self::Pre => Mode::Pre,
+            Self::Post => Mode::Post,
+        }
+    }
+
     /// The mode as documents, options and tables spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Pre => "pre",
-            Self::Post => "post",
-        }
+        self.stages().as_str()
     }
 }
 

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
 use towpath_protocol::ownership::State;
-use towpath_protocol::plan::{Mode, Policy};
+use towpath_protocol::plan::Policy;
 use towpath_protocol::source::Progress;
 use tracing::warn;
 
 use super::adopt::BUSY_WAIT;
 use super::ground::{Ground, file_name, unix_ms};
-use crate::api::{ErrorView, MigrationMode, MigrationRequest, MigrationView, Phase, Role};
+use crate::api::{ErrorView, MigrationRequest, MigrationView, Phase, Role};
 
 /// The file that holds an order, so that a restarted migrator resumes the move.
 const MOVE_FILE: &str = "move.json";
@@ -148,11 +148,7 @@ impl Order {
 
     pub(super) fn policy(&self) -> Policy {
         Policy {
-            mode: match self.request.mode {
-                MigrationMode::Auto => Mode::Auto,
-                MigrationMode::Pre => Mode::Pre,
-                MigrationMode::Post => Mode::Post,
-            },
+            mode: self.request.mode.stages(),
             pause_max: Duration::from_millis(u64::from(self.request.max_pause_ms)),
             bytes_per_second_max: self.request.rate_bits_per_second.map(|bits| bits / 8),
         }
