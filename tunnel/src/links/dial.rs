@@ -291,11 +291,11 @@ async fn connect(
         let source = network::source_towards(target);
         let refusals = || peer.last_refusal();
         let dial = |client, leg| connect_leg(client, how, (target, refusals), leg);
-        let bulk = dial(clients.of(Leg::Bulk), Leg::Bulk);
+        let bulk = dial(clients.legs.bulk.clone(), Leg::Bulk);
         let (urgent, bulk) = if is_quiet {
             (dial(clients.quiet.clone(), Leg::Urgent).await?, bulk.await?)
         } else {
-            tokio::try_join!(dial(clients.of(Leg::Urgent), Leg::Urgent), bulk)?
+            tokio::try_join!(dial(clients.legs.urgent.clone(), Leg::Urgent), bulk)?
         };
         Ok(Connections {
             both: PerLeg { urgent, bulk },

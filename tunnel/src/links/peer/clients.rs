@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use towpath_certs::{Identity, Rejections, tls};
-use towpath_protocol::class::Leg;
+use towpath_protocol::class::{Leg, PerLeg};
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::Name;
 
@@ -14,22 +14,12 @@ use crate::trust::standing::Chain;
 /// TLS and QUIC settings for dialling a link.
 #[derive(Debug, Clone)]
 pub(crate) struct Clients {
-    urgent: quinn::ClientConfig,
-    bulk: quinn::ClientConfig,
+    /// For each leg.
+    pub legs: PerLeg<quinn::ClientConfig>,
     /// For the urgent connection to a peer that has been silent for a long time.
     pub quiet: quinn::ClientConfig,
     /// The certificate that we show, with the chain to its authority.
     pub chain: Chain,
-}
-
-impl Clients {
-    /// The settings for one leg.
-    pub(crate) fn of(&self, leg: Leg) -> quinn::ClientConfig {
-        match leg {
-            Leg::Urgent => self.urgent.clone(),
-            Leg::Bulk => self.bulk.clone(),
-        }
-    }
 }
 
 /// The settings for dialling a site with the given identity.
@@ -45,8 +35,10 @@ pub(super) fn clients(
     };
     let quiet = tls::client_config(identity, site, rejections)?;
     Ok(Clients {
-        urgent: client(Leg::Urgent)?,
-        bulk: client(Leg::Bulk)?,
+        legs: PerLeg {
+            urgent: client(Leg::Urgent)?,
+            bulk: client(Leg::Bulk)?,
+        },
         quiet: transport::quiet_client(quiet, limits)?,
         chain: identity.chain().into(),
     })
