@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use towpath_protocol::amounts::nanos;
+
 /// Share of the interval that a tick's pages may take, in percent. The rest is for the heartbeat
 /// itself.
 const WORK_PERCENT_MAX: u64 = 70;
@@ -68,8 +70,7 @@ impl Pacer {
     /// Learns from the last tick: how long this many pages took.
     pub(crate) fn learn(&mut self, pages: u32, took: Duration) {
         if pages > 0 {
-            let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-            let cost_ns = took_ns / u64::from(pages);
+            let cost_ns = nanos(took) / u64::from(pages);
             // A missing page may take seconds, which must not slow the workload for minutes
             // afterwards.
             let cost_ns = cost_ns.min(self.interval_ns());

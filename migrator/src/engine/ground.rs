@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, clock_gettime};
+use towpath_protocol::amounts::millis;
 use towpath_protocol::fault::{Blame, Code, Fault};
 use towpath_protocol::guest_api::GuestConfig;
 use towpath_protocol::identity::{GuestId, Name};
@@ -386,14 +387,9 @@ pub(super) fn file_name(name: &str) -> Name {
     name.parse().expect("our own file names are names")
 }
 
-/// A duration in milliseconds, as the API shows it.
-pub(super) fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// The time of day in Unix milliseconds. For display only: no decision depends on it.
 pub(super) fn unix_ms() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, milliseconds)
+        .map_or(0, millis)
 }

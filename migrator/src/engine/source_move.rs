@@ -8,6 +8,7 @@ mod view;
 use std::sync::Arc;
 use std::time::Duration;
 
+use towpath_protocol::amounts::millis;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::GuestState;
 use towpath_protocol::identity::MigrationId;
@@ -20,7 +21,7 @@ use towpath_protocol::version;
 use tracing::{info, warn};
 
 use self::unread::Unread;
-use super::ground::{Ground, milliseconds, new_link_number, now, unix_ms};
+use super::ground::{Ground, new_link_number, now, unix_ms};
 use super::input::Input;
 use super::judge::Judge;
 use super::lanes::{OpenLane, join, open_all, read_messages, spawn};
@@ -96,7 +97,7 @@ impl Stuck {
 
     pub(super) fn view(&self) -> MigrationView {
         MigrationView {
-            blocked_ms: Some(milliseconds(now().since(self.since))),
+            blocked_ms: Some(millis(now().since(self.since))),
             total_ms: unix_ms().saturating_sub(self.view.started_unix_ms),
             ..self.view.clone()
         }

@@ -24,6 +24,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::amounts::millis;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::preamble::StreamId;
 
@@ -482,8 +483,8 @@ impl LastHeard {
     }
 
     fn note(&self) {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.at.store(now, Ordering::Relaxed);
+        self.at
+            .store(millis(self.began.elapsed()), Ordering::Relaxed);
     }
 
     fn silence(&self) -> Duration {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use towpath_bench::lab::CABLE;
 use towpath_bench::sites::Failure;
+use towpath_protocol::amounts::nanos;
 use towpath_protocol::rate::Rate;
 
 /// Interval between readings of the counters.
@@ -158,7 +159,6 @@ fn windows(
     window: Duration,
     step: Duration,
 ) -> impl Iterator<Item = (&Sample, &Sample)> {
-    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let (window, step) = (nanos(window), nanos(step));
     let mut next = 0;
     let mut end = 0;

@@ -1,5 +1,6 @@
 //! A move as its source shows it.
 
+use towpath_protocol::amounts::millis;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::plan::Decision;
 use towpath_protocol::source::{Outcome, Stage};
@@ -7,7 +8,7 @@ use towpath_protocol::time::Instant;
 
 use super::SourceMove;
 use crate::api::{DecisionInputs, DecisionView, ErrorView, LinkState, MigrationView, Phase};
-use crate::engine::ground::{Ground, milliseconds, now};
+use crate::engine::ground::{Ground, now};
 
 impl SourceMove {
     /// The move as the API shows it.
@@ -16,7 +17,7 @@ impl SourceMove {
         let before = &self.order.spent;
         let spent = before.with(progress);
         let (phase, error) = self.phase(ground);
-        let to_ms = |at: Instant| self.begun_after_ms + milliseconds(at.since(self.begun_at));
+        let to_ms = |at: Instant| self.begun_after_ms + millis(at.since(self.begun_at));
         let is_held = phase == Phase::Committed;
         let silence = self.machine.silence(now());
         let is_flowing = self.machine.is_link_up() && silence.is_none();
@@ -24,7 +25,7 @@ impl SourceMove {
             at_ms: to_ms(record.at),
             decision: decision_text(&record.judgement.decision).to_owned(),
             reason: reason_text(&record.judgement.decision).to_owned(),
-            predicted_pause_ms: milliseconds(record.judgement.pause_predicted),
+            predicted_pause_ms: millis(record.judgement.pause_predicted),
             inputs: DecisionInputs {
                 rounds: record.facts.rounds_done,
                 residual_bytes: record.facts.residual_bytes,
@@ -41,9 +42,9 @@ impl SourceMove {
             } else {
                 LinkState::Down
             },
-            silent_ms: silence.map(milliseconds),
+            silent_ms: silence.map(millis),
             blocked_ms: is_held
-                .then(|| self.switched_at.map(|at| milliseconds(now().since(at))))
+                .then(|| self.switched_at.map(|at| millis(now().since(at))))
                 .flatten(),
             round: Some(before.round_count + progress.round_count),
             rounds: Some(spent.round_count),
@@ -57,9 +58,9 @@ impl SourceMove {
             },
             dirty_bytes_per_second: (!self.machine.decisions().is_empty())
                 .then_some(progress.dirty_bytes_per_second),
-            eta_ms: progress.eta.filter(|_| is_flowing).map(milliseconds),
-            predicted_pause_ms: progress.pause_predicted.map(milliseconds),
-            pause_reported_ms: progress.pause_reported.map(milliseconds),
+            eta_ms: progress.eta.filter(|_| is_flowing).map(millis),
+            predicted_pause_ms: progress.pause_predicted.map(millis),
+            pause_reported_ms: progress.pause_reported.map(millis),
             demand_fetches: spent.demand_count,
             switch_reason: self
                 .machine

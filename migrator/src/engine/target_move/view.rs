@@ -1,11 +1,12 @@
 //! A move as its target shows it.
 
+use towpath_protocol::amounts::millis;
 use towpath_protocol::fault::Code;
 use towpath_protocol::target::{Outcome, Stage};
 
 use super::TargetMove;
 use crate::api::{ErrorView, LinkState, MigrationView, Phase, Role};
-use crate::engine::ground::{Ground, milliseconds, now, unix_ms};
+use crate::engine::ground::{Ground, now, unix_ms};
 
 impl TargetMove {
     /// The move as the API shows it; `None` until the source has said what moves.
@@ -29,7 +30,7 @@ impl TargetMove {
                 _ => total - self.machine.present_count().min(total),
             },
             raw_bytes: self.raw_bytes,
-            total_ms: milliseconds(now().since(self.begun_at)),
+            total_ms: millis(now().since(self.begun_at)),
             demand_fetches: progress.demand_count,
             demand_p50_ms: quantile_ms(&self.latencies_us, 50),
             demand_p99_ms: quantile_ms(&self.latencies_us, 99),
