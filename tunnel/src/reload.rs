@@ -2,9 +2,9 @@
 //! file with a mistake changes nothing.
 //!
 //! Peers, services and channels change at once with all their settings, and so do the paths of
-//! certificates, key and lists. Everything else waits for the next start; the log and `/status` name those keys, and
-//! say why a file is not used. Settings changed by hand meanwhile return to the file's values;
-//! channels that were pushed are not affected by the file.
+//! certificates, key and lists. Everything else waits for the next start; the log and `/status`
+//! name those keys, and say why a file is not used. Settings changed by hand meanwhile return to
+//! the file's values; channels that were pushed are not affected by the file.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -107,11 +107,13 @@ async fn apply(core: &Arc<Core>, config: &Config) -> Result<(), Fault> {
     // A different time zone waits for the next start, but the rules of the same zone may have
     // changed.
     let is_same_zone = config.time_zone.name() == core.config.time_zone.name();
-    let zone = match is_same_zone {
-        true => &config.time_zone,
-        false => &core.config.time_zone,
+    let zone = if is_same_zone {
+        &config.time_zone
+    } else {
+        &core.config.time_zone
     };
-    // Another site of our own waits for the next start, so our own may be among the peers until then.
+    // Another site of our own waits for the next start, so our own may be among the peers until
+    // then.
     let peers = config.peers.iter().filter(|peer| peer.site != core.site);
     let changes = core.peers.replace(peers, |peer| {
         let identity = core.trust.current();

@@ -651,9 +651,10 @@ impl Outward {
     fn is_heard(&self, stream: &Stream, is_deaf: &AtomicBool) -> bool {
         let out = stream.out();
         let has_failed = self.failed.is_some();
-        match has_failed || is_deaf.load(Ordering::Relaxed) {
-            true => (has_failed || out.is_ended()) && out.is_handed(),
-            false => out.is_done(),
+        if has_failed || is_deaf.load(Ordering::Relaxed) {
+            (has_failed || out.is_ended()) && out.is_handed()
+        } else {
+            out.is_done()
         }
     }
 

@@ -109,9 +109,10 @@ impl Outgoing {
 
     /// Whether the other side's program has everything that was sent, and the end if there was one.
     pub(crate) const fn is_handed(&self) -> bool {
-        match self.is_ended {
-            true => self.is_end_handed,
-            false => self.handed == self.sent(),
+        if self.is_ended {
+            self.is_end_handed
+        } else {
+            self.handed == self.sent()
         }
     }
 

@@ -40,8 +40,9 @@ async fn peers_that_do_not_answer_cost_little_memory() {
 async fn t06_links_that_are_over_hold_no_windows() {
     const FIRST_LINKS: u16 = 6;
     const LINKS: u16 = 18;
-    /// A link that is over takes memory for some 200 ms more, while its connections drain: with this pause, three at
-    /// once, however fast the machine is. The first links fill what all later ones use again.
+    /// A link that is over takes memory for some 200 ms more, while its connections drain: with this
+    /// pause, three at once, however fast the machine is. The first links fill what all later ones
+    /// use again.
     const PAUSE: Duration = Duration::from_millis(100);
     /// Bytes that each link brings for a program that does not read.
     const WINDOW_BYTES: usize = 6 << 20;
